@@ -1,0 +1,52 @@
+# `make demo` and `make test` install what they need; `make check` is the fast half of `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install check test demo up lock schemas format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## .venv with the locked packages and tallygate itself
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tallygate needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked packages into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+check: install ## format, lint, types, import contracts, unit and simulation tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -n 2 tests/unit tests/simulation
+
+test: check ## everything a machine without Docker can run: a real broker, a real ClickHouse engine
+	$(BIN)/pytest tests/integration tests/chaos tests/conformance
+
+demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
+	$(BIN)/tallygate demo
+
+up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
+	$(BIN)/tallygate up
+
+schemas: install ## regenerate the JSON Schemas and golden files after a change of the vocabulary
+	$(BIN)/python -m tallygate.schemas.export
+
+format: install ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolve pyproject.toml into requirements.lock (hashes, no hosts)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
+	  -o requirements.lock pyproject.toml lock-build.in
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The outside: Kafka clients and a local broker, ClickHouse, the Python client."""

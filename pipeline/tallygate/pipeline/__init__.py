@@ -1,0 +1,1 @@
+"""The rules: pure, synchronous, deterministic. No clock, no file, no network, no random number."""

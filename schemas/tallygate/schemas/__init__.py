@@ -1,0 +1,1 @@
+"""The vocabulary on the wire: events, requests, answers, journal records, postings, topics."""
