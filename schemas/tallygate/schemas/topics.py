@@ -59,7 +59,7 @@ def reply_topic(service: str) -> str:
     name = f"{REPLIES_PREFIX}{service}.v1"
     if not REPLY_TOPIC.fullmatch(name):
         raise ValueError(
-            f"service name {service!r}: use 1 to 63 lower-case letters, digits and dashes, starting with a letter or digit"
+            f"service name {service!r}: use 1 to 63 lower-case letters, digits and dashes, a letter or digit first"
         )
     return name
 
@@ -82,7 +82,11 @@ def topic_specs(partitions: int = PARTITIONS_DEFAULT, services: tuple[str, ...] 
             },
         ),
         TopicSpec(CATALOG, 1, {"cleanup.policy": "compact", "max.message.bytes": str(4 * 1024 * 1024)}),
-        TopicSpec(DEAD_LETTERS, partitions, {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(4 * 1024 * 1024)}),
+        TopicSpec(
+            DEAD_LETTERS,
+            partitions,
+            {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(4 * 1024 * 1024)},
+        ),
     ]
     specs += [TopicSpec(reply_topic(s), REPLY_PARTITIONS, {"retention.ms": str(HOUR_MS)}) for s in services]
     return specs

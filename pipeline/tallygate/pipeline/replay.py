@@ -1,0 +1,62 @@
+"""From accepted journal records to the local table: the one reading of the journal that recovery and work share.
+
+Rows go in as they are. An entry is not kept, but the ids it has seen are, under `␀seen␀ day digest`; an account row
+also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`.
+"""
+
+from collections.abc import Iterator
+
+from tallygate.schemas.instants import DAY_MS
+from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, AccountRow, Entry, decode_record, split_key
+
+Write = tuple[bytes, bytes | None]
+
+_SEEN = b"\0seen\0"
+_DUE = b"\0due\0"
+
+
+def table_writes(key: bytes, value: bytes | None) -> Iterator[Write]:
+    """The writes that an accepted record makes to the local table; a value of None deletes."""
+    if key[:1] == b"\0":
+        if key != OPEN_KEY:
+            yield key, value
+        return
+    _, kind, _ = split_key(key)
+    if kind == ENTRY_KIND:
+        if value is not None:
+            entry = decode_record(value)
+            assert isinstance(entry, Entry)
+            day = entry.at // DAY_MS
+            for seen in entry.seen:
+                yield seen_key(day, bytes.fromhex(seen.key)), b"%d " % entry.at + seen.value.encode()
+        return
+    yield key, value
+    if kind == "account" and value is not None:
+        account = decode_record(value)
+        assert isinstance(account, AccountRow)
+        if account.was_due_at and account.was_due_at != account.due_at:
+            yield due_key(account.was_due_at, account.customer), None
+        if account.due_at:
+            yield due_key(account.due_at, account.customer), b""
+
+
+def seen_key(day: int, digest: bytes) -> bytes:
+    return _SEEN + day.to_bytes(4, "big") + digest
+
+
+def forgotten_range(stream_at: int) -> tuple[bytes, bytes]:
+    """The range of table keys whose ids are past remembering at this stream time."""
+    return _SEEN, _SEEN + (stream_at // DAY_MS - 1).to_bytes(4, "big")
+
+
+def due_key(at: int, customer: str) -> bytes:
+    return _DUE + at.to_bytes(8, "big") + customer.encode()
+
+
+def due_range(until: int) -> tuple[bytes, bytes]:
+    """The range of table keys of customers whom stream time changes at or before `until`."""
+    return _DUE, _DUE + (until + 1).to_bytes(8, "big")
+
+
+def due_customer(key: bytes) -> str:
+    return key[len(_DUE) + 8 :].decode()

@@ -1,0 +1,103 @@
+"""What comes in and what goes out of one step of a partition, as values."""
+
+from typing import Protocol
+
+import msgspec
+
+from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.reasons import Reason
+from tallygate.schemas.requests import Request
+
+
+class Rows(Protocol):
+    """The local table as the rules see it: sorted bytes."""
+
+    def get(self, key: bytes, /) -> bytes | None: ...
+
+    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
+        """All pairs with begin <= key < end, in order."""
+        ...
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """Where an answer goes: a reply topic, a partition of it (None: any) and the caller's correlation id."""
+
+    topic: str
+    partition: int | None
+    correlation: bytes
+
+
+class Source(msgspec.Struct, frozen=True, gc=False):
+    """The record an input came in; `at` is the broker's timestamp in ms."""
+
+    topic: str
+    partition: int
+    offset: int
+    at: int
+
+
+class UsageInput(msgspec.Struct, frozen=True, gc=False):
+    source: Source
+    events: tuple[UsageEvent, ...]
+
+
+class RequestInput(msgspec.Struct, frozen=True, gc=False):
+    source: Source
+    request: Request
+    route: Route | None
+
+
+class RefusedInput(msgspec.Struct, frozen=True, gc=False):
+    """A record that is wrong in itself; `id` and `customer` as far as they could be read."""
+
+    source: Source
+    reason: Reason
+    message: str
+    route: Route | None = None
+    id: str = ""
+    customer: str = ""
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """An instant of the owner's clock, taken as an input (ms)."""
+
+    at: int
+
+
+Input = UsageInput | RequestInput | RefusedInput | Tick
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    route: Route
+    answer: bytes
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """An input that was put aside: its record's place, why, and one clear line."""
+
+    source: Source
+    reason: Reason
+    message: str
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """A decision for the metrics: `outcome` is allowed, denied or refused."""
+
+    op: str
+    outcome: str
+    reason: Reason
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """One step of a partition, decided but not yet in force.
+
+    `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty where
+    nothing changes, and then the replies may go out at once.
+    """
+
+    records: tuple[tuple[bytes, bytes | None], ...] = ()
+    replies: tuple[Reply, ...] = ()
+    dead_letters: tuple[DeadLetter, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    events: int = 0
+    stream_at: int = 0

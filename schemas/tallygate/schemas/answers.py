@@ -1,0 +1,107 @@
+"""Answers: what comes back on `tallygate.replies.<service>.v1`, one JSON object a record.
+
+Amounts are decimal strings, instants RFC 3339 in UTC.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from tallygate.schemas.reasons import Reason
+
+
+class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One limit as the decision saw it: `asked` of `remaining` = `limit` - `used` - `held`."""
+
+    kind: Literal["budget", "credits", "rate", "allowance"]
+    name: str
+    ok: bool
+    unit: str
+    asked: str
+    limit: str
+    used: str
+    held: str
+    remaining: str
+    scope: dict[str, str] = {}
+    hard: bool = True
+    resets_at: str | None = None
+
+
+class Share(msgspec.Struct, frozen=True):
+    """What one grant pays."""
+
+    grant: str
+    amount: str
+
+
+class HoldView(msgspec.Struct, frozen=True):
+    """A hold: credits set aside, by grant in burn order, until `expires_at`."""
+
+    id: str
+    feature: str
+    credits: str
+    expires_at: str
+    shares: tuple[Share, ...] = ()
+
+
+class GrantView(msgspec.Struct, frozen=True, omit_defaults=True):
+    id: str
+    pool: str
+    amount: str
+    balance: str
+    held: str
+    priority: int
+    category: str
+    effective_at: str
+    expires_at: str | None = None
+    active: bool = True
+
+
+class PoolView(msgspec.Struct, frozen=True):
+    """`balance` is what can be spent now; `held` is set aside; `overage` is owed."""
+
+    pool: str
+    balance: str
+    held: str
+    overage: str
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """The answer to a balance request."""
+
+    pools: tuple[PoolView, ...] = ()
+    grants: tuple[GrantView, ...] = ()
+    holds: tuple[HoldView, ...] = ()
+    limits: tuple[LimitState, ...] = ()
+
+
+class Answer(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="tallygate.answer.v1"
+):
+    """One answer. `limits` lists every limit that said no, or every limit looked at where the request said `explain`.
+
+    `credits` is the cost decided on; `paid` says by which grants; `overage` what no grant covered; `balance` what is
+    left in the feature's pool. `late` marks a settle that came after its hold had ended.
+    """
+
+    id: str
+    op: str
+    customer: str
+    allowed: bool
+    reason: Reason
+    at: str
+    catalog: int = 0
+    message: str = ""
+    credits: str | None = None
+    paid: tuple[Share, ...] = ()
+    overage: str | None = None
+    balance: str | None = None
+    hold: HoldView | None = None
+    limits: tuple[LimitState, ...] = ()
+    statement: Statement | None = None
+    retry_after_ms: int | None = None
+    late: bool = False
+
+
+encode_answer = msgspec.json.Encoder().encode
+decode_answer = msgspec.json.Decoder(Answer).decode

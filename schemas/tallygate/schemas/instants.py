@@ -1,0 +1,35 @@
+"""Instants: integers of milliseconds since 1970 in UTC inside, RFC 3339 text at the edges."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+SECOND_MS: Final = 1_000
+MINUTE_MS: Final = 60 * SECOND_MS
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+
+
+def from_datetime(instant: datetime) -> int:
+    """Milliseconds of a datetime that knows its offset."""
+    return (instant - _EPOCH) // _MS
+
+
+def to_datetime(at: int) -> datetime:
+    return _EPOCH + at * _MS
+
+
+def parse_instant(text: str) -> int:
+    """Milliseconds of RFC 3339 text; `ValueError` where it is none or has no offset."""
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset: write it in UTC, like 2026-01-31T00:00:00Z")
+    return from_datetime(instant)
+
+
+def format_instant(at: int) -> str:
+    """`2026-01-31T00:00:00Z`, with milliseconds where there are any."""
+    spec = "milliseconds" if at % SECOND_MS else "seconds"
+    return to_datetime(at).isoformat(timespec=spec).replace("+00:00", "Z")

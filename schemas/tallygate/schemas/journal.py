@@ -1,0 +1,249 @@
+"""Journal records: rows, entries, the partition row and the open record, JSON values under binary keys.
+
+One RecordBatch of `tallygate.journal.v1` is one state transition. Row keys are `customer ␀ kind ␀ id`; customers are
+never empty, so keys that start with ␀ belong to the partition. Every record carries the headers `term` and `seq`.
+"""
+
+from typing import Final
+
+import msgspec
+
+from tallygate.schemas.answers import LimitState
+from tallygate.schemas.ledger import Posting
+from tallygate.schemas.reasons import Reason
+
+# ---- rows: the state, each written whole whenever it changes ----
+
+
+class _Row(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="row"):
+    pass
+
+
+class AccountRow(_Row, frozen=True, tag="account.v1"):
+    """A known customer. `due_at`: when stream time next changes something by itself (0: never); before: `was_due_at`."""
+
+    customer: str
+    created_at: int
+    due_at: int = 0
+    was_due_at: int = 0
+    suspended: bool = False
+
+
+class PoolRow(_Row, frozen=True, tag="pool.v1"):
+    """A wallet. `overage_nanos` is owed; both usage counters are since `period_at`, the last reset."""
+
+    pool: str
+    overage_nanos: int = 0
+    usage_nanos: int = 0
+    grant_usage_nanos: int = 0
+    period_at: int = 0
+
+
+class GrantRow(_Row, frozen=True, tag="grant.v1"):
+    """Credits given once. `balance_nanos` can be spent; `held_nanos` is set aside by holds."""
+
+    id: str
+    pool: str
+    amount_nanos: int
+    balance_nanos: int
+    held_nanos: int
+    priority: int
+    created_at: int
+    effective_at: int
+    expires_at: int | None = None
+    voided_at: int | None = None
+    category: str = "paid"
+    price_nanos: int = 0
+    active: bool = False
+
+
+class HeldShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a hold holds of a grant, or of a budget's scope."""
+
+    id: str
+    nanos: int
+
+
+class HoldRow(_Row, frozen=True, tag="hold.v1"):
+    """A reservation: a receipt per grant in burn order, and what it holds of every budget scope (`unit` amounts)."""
+
+    id: str
+    feature: str
+    pool: str
+    created_at: int
+    expires_at: int
+    receipt: tuple[HeldShare, ...]
+    scopes: tuple[HeldShare, ...]
+    quantities: dict[str, int]
+    credits_nanos: int
+    dimensions: dict[str, str]
+
+
+class BudgetRow(_Row, frozen=True, tag="budget.v1"):
+    """A limit on every scope that `scope` selects."""
+
+    name: str
+    limit_nanos: int
+    scope: dict[str, str]
+    unit: str
+    period: str
+    hard: bool = True
+
+
+class ScopeRow(_Row, frozen=True, tag="scope.v1"):
+    """One budget's use by one concrete scope: `used_nanos` since `period_at`, `held_nanos` now."""
+
+    id: str
+    budget: str
+    scope: dict[str, str]
+    period_at: int
+    used_nanos: int = 0
+    held_nanos: int = 0
+
+
+class UsageRow(_Row, frozen=True, tag="usage.v1"):
+    """One meter's total in one hour (`hour`: its start in ms, by event time) for one set of dimensions; absolute."""
+
+    meter: str
+    hour: int
+    dimensions: dict[str, str]
+    quantity_nanos: int = 0
+    events: int = 0
+    late_events: int = 0
+
+
+Row = AccountRow | PoolRow | GrantRow | HoldRow | BudgetRow | ScopeRow | UsageRow
+
+
+class PartitionRow(msgspec.Struct, frozen=True, tag_field="row", tag="partition.v1"):
+    """Where the partition stands: per input topic the last offset applied, stream time, the catalog decided under."""
+
+    applied: dict[str, int]
+    stream_at: int
+    catalog: int
+
+
+class OpenRow(msgspec.Struct, frozen=True, tag_field="row", tag="open.v1"):
+    """A new owner's first record; its `term` header fences every former owner."""
+
+    owner: str
+    at: int
+
+
+# ---- the entry: what one transition did to one customer, and why ----
+
+
+class Cause(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An input: topic, partition and offset of its record, and its request or event id."""
+
+    topic: str
+    partition: int
+    offset: int
+    id: str
+
+
+class UsageDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What this transition added to one usage row."""
+
+    meter: str
+    hour: int
+    dimensions: dict[str, str]
+    quantity_nanos: int
+    events: int
+    late_events: int
+    cause: int
+
+
+class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A decision as it was taken: what was asked, by whom, and every limit that said no."""
+
+    id: str
+    op: str
+    allowed: bool
+    reason: Reason
+    at: int
+    cause: int
+    feature: str = ""
+    credits_nanos: int = 0
+    overage_nanos: int = 0
+    dimensions: dict[str, str] = {}
+    hold: str = ""
+    limits: tuple[LimitState, ...] = ()
+    late: bool = False
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An id that must not be applied twice. `key`: 32 hex digits; `value`: what is remembered (JSON, may be empty)."""
+
+    key: str
+    value: str = ""
+
+
+class PoolBalance(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    pool: str
+    balance_nanos: int
+    held_nanos: int
+    overage_nanos: int
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="row", tag="entry.v1"):
+    """Everything a transition did to one customer; `balances` are those after it."""
+
+    customer: str
+    at: int
+    catalog: int
+    causes: tuple[Cause, ...]
+    postings: tuple[Posting, ...] = ()
+    decisions: tuple[DecisionRecord, ...] = ()
+    usage: tuple[UsageDelta, ...] = ()
+    balances: tuple[PoolBalance, ...] = ()
+    seen: tuple[Seen, ...] = ()
+
+
+Journaled = Row | PartitionRow | OpenRow | Entry
+
+# ---- keys ----
+
+SEPARATOR: Final = b"\0"
+PARTITION_KEY: Final = b"\0partition"
+OPEN_KEY: Final = b"\0open"
+ENTRY_KIND: Final = "entry"
+#: The kinds that make up an account sort before `usage`, so that one range scan loads an account without its history.
+ROW_KINDS: Final = ("account", "budget", "grant", "hold", "pool", "scope", "usage")
+
+
+def row_key(customer: str, kind: str, id: str = "") -> bytes:
+    return f"{customer}\0{kind}\0{id}".encode()
+
+
+def entry_key(customer: str) -> bytes:
+    return row_key(customer, ENTRY_KIND)
+
+
+def split_key(key: bytes) -> tuple[str, str, str]:
+    """(customer, kind, id) of a row's or an entry's key."""
+    customer, kind, id = key.decode().split("\0", 2)
+    return customer, kind, id
+
+
+def scope_text(scope: dict[str, str]) -> str:
+    """A scope or set of dimensions in one canonical text, `agent=drafter,team=research`; empty for the whole customer.
+
+    `%`, `,` and `=` inside names and values are percent-encoded, so that different scopes never share a text.
+    """
+    return ",".join(f"{_escaped(k)}={_escaped(v)}" for k, v in sorted(scope.items()))
+
+
+def _escaped(text: str) -> str:
+    if "%" in text or "," in text or "=" in text:
+        return text.replace("%", "%25").replace(",", "%2C").replace("=", "%3D")
+    return text
+
+
+def usage_id(meter: str, hour: int, dimensions: dict[str, str]) -> str:
+    return f"{meter}\0{hour}\0{scope_text(dimensions)}"
+
+
+_encoder = msgspec.json.Encoder()
+encode_record = _encoder.encode
+decode_record = msgspec.json.Decoder(Journaled).decode

@@ -1,0 +1,144 @@
+"""Requests: what a service asks on `tallygate.requests.v1`, keyed by customer, one JSON object a record.
+
+Amounts are decimal strings (JSON numbers are read exactly, too). Every request has an `id`: the same id with the same
+content is answered as it was the first time, the same id with another content is refused. Unknown fields are refused,
+so that a misspelt limit is never ignored.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tallygate.schemas.reasons import Reason, Refused
+from tallygate.schemas.topics import EVENT_BYTES_MAX
+
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
+Instant = Annotated[datetime, Meta(tz=True)]
+Seconds = Annotated[int, Meta(ge=1, le=30 * 24 * 3600)]
+Priority = Annotated[int, Meta(ge=0, le=255)]
+Quantities = dict[Name, Decimal]
+Dimensions = dict[Name, Name]
+Period = Literal["lifetime", "hour", "day", "week", "month"]
+Category = Literal["paid", "trial", "promotional"]
+
+TTL_SECONDS_DEFAULT: Final = 300
+
+
+class _Request(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="type",
+):
+    id: Name
+    customer: Name
+
+
+class Reserve(_Request, frozen=True, tag="tallygate.reserve.v1"):
+    """Set credits aside before the work. `id` names the hold.
+
+    What is asked: `quantities` by meter, priced by the feature's rates, or `credits` directly, or both.
+    """
+
+    feature: Name
+    quantities: Quantities = {}
+    credits: Decimal = Decimal(0)
+    dimensions: Dimensions = {}
+    ttl_seconds: Seconds | None = None
+    explain: bool = False
+
+
+class Settle(_Request, frozen=True, tag="tallygate.settle.v1"):
+    """Record what the work really took; neither quantities nor credits means: what was held."""
+
+    hold: Name
+    quantities: Quantities | None = None
+    credits: Decimal | None = None
+
+
+class Release(_Request, frozen=True, tag="tallygate.release.v1"):
+    """Give a hold back unused."""
+
+    hold: Name
+
+
+class Check(_Request, frozen=True, tag="tallygate.check.v1"):
+    """Would this be allowed now? Changes nothing."""
+
+    feature: Name
+    quantities: Quantities = {}
+    credits: Decimal = Decimal(0)
+    dimensions: Dimensions = {}
+    explain: bool = False
+
+
+class Balance(_Request, frozen=True, tag="tallygate.balance.v1"):
+    """Pools, grants, holds and budgets of a customer, as they are. Changes nothing."""
+
+
+class GiveGrant(_Request, frozen=True, tag="tallygate.grant.v1"):
+    """Give credits. `id` names the grant; `price` is what was paid per credit; it takes effect now unless said."""
+
+    amount: Decimal
+    pool: Name = "credits"
+    priority: Priority = 1
+    effective_at: Instant | None = None
+    expires_at: Instant | None = None
+    category: Category = "paid"
+    price: Decimal = Decimal(0)
+
+
+class SetBudget(_Request, frozen=True, tag="tallygate.budget.v1"):
+    """Limit a scope over a period; the same `name` again changes the limit.
+
+    `scope` maps dimensions to a value or `"*"` (one budget for each value); empty means the whole customer.
+    `unit` is `credits` or a meter's name. A soft budget allows and reports.
+    """
+
+    name: Name
+    limit: Decimal
+    scope: Dimensions = {}
+    unit: Name = "credits"
+    period: Period = "lifetime"
+    hard: bool = True
+
+
+Request = Reserve | Settle | Release | Check | Balance | GiveGrant | SetBudget
+
+#: Operation names, as they appear in answers, metrics and ClickHouse.
+OPS: Final[dict[type, str]] = {
+    Reserve: "reserve",
+    Settle: "settle",
+    Release: "release",
+    Check: "check",
+    Balance: "balance",
+    GiveGrant: "grant",
+    SetBudget: "budget",
+}
+
+KNOWN_TYPES: Final = tuple(f"tallygate.{op}.v1" for op in OPS.values())
+
+encode_request = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+
+
+def parse_request(value: bytes | None) -> Request:
+    """The request in a record's value; `Refused` says what is wrong with it."""
+    if value is None:
+        raise Refused(Reason.MALFORMED, "the record has no value")
+    if len(value) > EVENT_BYTES_MAX:
+        raise Refused(Reason.TOO_LARGE, f"the request has {len(value)} bytes: at most {EVENT_BYTES_MAX}")
+    try:
+        return _decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ArithmeticError) as error:
+        text = str(error)
+        if "`$.type`" in text or "field `type`" in text:
+            raise Refused(Reason.TYPE_UNKNOWN, f"{text}; known: {', '.join(KNOWN_TYPES)}") from None
+        if "customer" in text:
+            raise Refused(Reason.CUSTOMER_MISSING, text) from None
+        raise Refused(Reason.MALFORMED, text) from None
