@@ -69,8 +69,8 @@ class Intake:
         if belongs != partition:
             raise Refused(
                 Reason.WRONG_PARTITION,
-                f"customer {customer[:80]!r} belongs to partition {belongs}, not {partition}: key the record by customer "
-                "and use the murmur2 partitioner (librdkafka: partitioner=murmur2_random)",
+                f"customer {customer[:80]!r} belongs to partition {belongs}, not {partition}: key the record by "
+                "customer and use the murmur2 partitioner (librdkafka: partitioner=murmur2_random)",
             )
 
 

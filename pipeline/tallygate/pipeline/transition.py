@@ -91,8 +91,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class Transition(msgspec.Struct, frozen=True):
     """One step of a partition, decided but not yet in force.
 
-    `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty where
-    nothing changes, and then the replies may go out at once.
+    `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
+    where nothing changes, and then the replies may go out at once.
     """
 
     records: tuple[tuple[bytes, bytes | None], ...] = ()

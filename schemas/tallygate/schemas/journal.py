@@ -20,7 +20,7 @@ class _Row(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="row"):
 
 
 class AccountRow(_Row, frozen=True, tag="account.v1"):
-    """A known customer. `due_at`: when stream time next changes something by itself (0: never); before: `was_due_at`."""
+    """A known customer. `due_at`: when stream time next changes something (0: never); before that `was_due_at`."""
 
     customer: str
     created_at: int

@@ -1,10 +1,13 @@
-"""A Kafka record and a run of them, independent of any client library."""
+"""What comes out of the log: single records, and runs of them.
+
+They are the form in which the outside hands records on, so that nobody further in knows a Kafka client's classes.
+"""
 
 import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One record as it lies in its partition; `timestamp_ms` is the broker's where the topic has `LogAppendTime`."""
+    """One record as the broker holds it. `timestamp_ms`: milliseconds since 1970, the broker's on an input topic."""
 
     topic: str
     partition: int
@@ -16,8 +19,18 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A run of records of one partition, in order of their offsets, never empty."""
+    """A run of records of one partition, in the log's order, never empty.
+
+    `value_bytes` is the size of their values; `generation` tells the runs of one assignment of the partition from
+    those of an earlier one.
+    """
 
     topic: str
     partition: int
     records: list[Record]
+    value_bytes: int
+    generation: int
+
+    @property
+    def last_offset(self) -> int:
+        return self.records[-1].offset
