@@ -120,7 +120,7 @@ def held(folder: Path) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise LocalKafkaError(
-                        f"the data folder {folder} is in use by another local Kafka: stop that, or choose another folder"
+                        f"the data folder {folder} is used by another local Kafka: stop that, or choose another folder"
                     ) from None
                 time.sleep(0.05)
         yield fd
