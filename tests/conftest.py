@@ -1,0 +1,61 @@
+"""Fixtures for all tests.
+
+`kafka` is one broker for the session; its topics belong to all of the session's tests. `module_kafka` and `fresh_kafka`
+are a module's and a test's own, with all of Tallygate's topics in 4 partitions; they can be killed and restarted.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from kafka_fixture import Broker, ContainerKafka, own_broker, own_kind, shared_broker, shared_kind
+from leftovers import left_behind, mark
+from tallygate.connectors.kafka_fetch import fetch_jars
+from tallygate.connectors.kafka_local import LocalKafka, LocalKafkaError
+
+_OWN = {"module_kafka", "fresh_kafka"}
+
+
+def pytest_report_header() -> str:
+    return f"Kafka: {shared_kind()}; where a test needs its own: {own_kind()}"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetches Kafka before the first test, whose time limit is not meant for that."""
+    asked = {name for item in session.items if isinstance(item, pytest.Function) for name in item.fixturenames}
+    local = "a local broker"
+    if (shared_kind() == local and "kafka" in asked) or (own_kind() == local and asked & _OWN):
+        with contextlib.suppress(LocalKafkaError):  # the fixture raises it again, where it is seen
+            fetch_jars(on_progress=print)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    session = mark()
+    yield
+    found = left_behind(session)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not found, f"processes were left behind (and are ended now): {found}"
+
+
+@pytest.fixture(scope="session")
+def kafka(_nothing_left_behind: None) -> Iterator[Broker]:
+    with shared_broker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def module_kafka(_nothing_left_behind: None) -> Iterator[LocalKafka | ContainerKafka]:
+    with own_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def fresh_kafka(_nothing_left_behind: None) -> Iterator[LocalKafka | ContainerKafka]:
+    with own_broker() as broker:
+        yield broker
