@@ -1,0 +1,155 @@
+"""The settings: the only place where the environment is read. Each is `TALLYGATE_` and its name in capitals.
+
+Lists are written with commas, mappings as JSON: `TALLYGATE_KAFKA_CONFIG='{"security.protocol": "SASL_SSL"}'`.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+import platformdirs
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tallygate.schemas.topics import PARTITIONS_DEFAULT, REPLIES_PREFIX
+
+ENV_PREFIX: Final = "TALLYGATE_"
+
+#: The consumer group of all workers of one installation.
+GROUP: Final = "tallygate-workers"
+
+_FROM_ELSEWHERE: Final = ("bootstrap.servers", "group.id")
+
+
+class SettingsError(ValueError):
+    """What is wrong with the settings: a line each, naming the variable, ready to be shown."""
+
+
+def _data_dir() -> Path:
+    return platformdirs.user_data_path("tallygate", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set. Addresses are `host:port`; port 0 takes a free one, an empty address is off."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, str_strip_whitespace=True)
+
+    kafka_brokers: str = Field(
+        default="127.0.0.1:9092", min_length=1, description="Kafka's bootstrap servers, with commas"
+    )
+    kafka_config: Annotated[dict[str, str], NoDecode] = Field(
+        default={}, description="more librdkafka options for every client, as JSON: security, mostly"
+    )
+    data_dir: Path = Field(default_factory=_data_dir, description="local tables and the embedded ClickHouse")
+    group: str = Field(default=GROUP, min_length=1, description="the consumer group that all workers share")
+    partitions: int = Field(
+        default=PARTITIONS_DEFAULT, ge=1, le=4096, description="of the input topics and the journal, when declared"
+    )
+    reply_topics: Annotated[frozenset[str], NoDecode] = Field(
+        default=frozenset(), description="the reply topics that may be answered on; empty: tallygate.replies.<name>.v1"
+    )
+    session_timeout_ms: int = Field(
+        default=10_000, ge=6_000, le=300_000, description="how long a silent worker keeps its partitions"
+    )
+    append_timeout_ms: int = Field(
+        default=30_000, ge=1_000, le=600_000, description="how long one append may take before the worker ends"
+    )
+    tick_ms: int = Field(default=1_000, ge=10, le=60_000, description="how often the clock enters the journal")
+    step_events_max: int = Field(default=256, ge=1, le=100_000, description="usage events decided in one step")
+    step_requests_max: int = Field(default=256, ge=1, le=100_000, description="requests decided in one step")
+    clickhouse_dsn: str = Field(
+        default="", description="of the sink; default: chdb:///<data_dir>/clickhouse, the embedded engine"
+    )
+    sql_address: str = Field(default="127.0.0.1:9466", description="where the sink answers `tallygate sql`")
+    metrics_address: str = Field(default="127.0.0.1:9464", description="where Prometheus reads a worker's metrics")
+
+    @field_validator("kafka_config", mode="before")
+    @classmethod
+    def _json_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = json.loads(value or "{}")
+        except json.JSONDecodeError as error:
+            raise ValueError(f'no JSON ({error}): write it like {{"security.protocol": "SASL_SSL"}}') from None
+        if not isinstance(parsed, dict) or any(isinstance(v, dict | list) or v is None for v in parsed.values()):
+            raise ValueError("a JSON object of option names and plain values is needed")
+        return {name: _option_text(option) for name, option in parsed.items()}
+
+    @field_validator("kafka_config")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in _FROM_ELSEWHERE:
+            if name in value:
+                raise ValueError(f"{name!r} has a setting of its own")
+        return value
+
+    @field_validator("reply_topics", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return frozenset(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("reply_topics")
+    @classmethod
+    def _only_replies(cls, value: frozenset[str]) -> frozenset[str]:
+        for topic in sorted(value):
+            if not topic.startswith(REPLIES_PREFIX):
+                raise ValueError(f"{topic!r} does not start with {REPLIES_PREFIX!r}")
+        return value
+
+    @field_validator("sql_address", "metrics_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value:
+            parse_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _ticks_within_a_session(self) -> Self:
+        if self.tick_ms > self.session_timeout_ms // 4:
+            raise ValueError(
+                f"{ENV_PREFIX}TICK_MS: {self.tick_ms} is more than a quarter of the session time-out of "
+                f"{self.session_timeout_ms} ms: an owner must read its journal well within that time"
+            )
+        return self
+
+    @property
+    def clickhouse(self) -> str:
+        """The sink's DSN."""
+        return self.clickhouse_dsn or f"chdb:///{(self.data_dir / 'clickhouse').absolute().as_posix().lstrip('/')}"
+
+    @property
+    def librdkafka(self) -> dict[str, Any]:
+        """What every confluent_kafka client of ours starts from."""
+        return {"bootstrap.servers": self.kafka_brokers, **self.kafka_config}
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings from the environment; what is `given` (and not None) wins. Raises `SettingsError`."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port`; `ValueError` says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{text!r} is no address: write host:port, like 127.0.0.1:9464")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _option_text(option: Any) -> str:
+    return str(option).lower() if isinstance(option, bool) else str(option)
+
+
+def _line(problem: Any) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text
+    name = ENV_PREFIX + str(problem["loc"][0]).upper()
+    shown = "" if problem["type"] == "value_error" else f" (it is {str(problem['input'])[:80]!r})"
+    return f"{name}: {text}{shown}"
