@@ -5,7 +5,7 @@ Source of the bounds: ClickHouse keeps sums in `Decimal(38, 9)`, which holds 10Â
 """
 
 import re
-from decimal import Context, Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final
 
 NANOS: Final = 1_000_000_000
@@ -13,7 +13,7 @@ UNITS_MAX: Final = 10**15
 AMOUNT_NANOS_MAX: Final = UNITS_MAX * NANOS
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_EXACT = Context(prec=80)
+_EXACT = Context(prec=80, traps=[Inexact])
 _SCALE = Decimal(NANOS)
 
 
@@ -34,20 +34,22 @@ def to_nanos(value: object) -> int:
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value) or len(value) > 64:
             raise AmountError(f"{_short(value)} is no decimal number")
-        value = Decimal(value)
+        try:
+            value = Decimal(value)
+        except InvalidOperation:
+            raise AmountError(f"{_short(value)} has an absurdly large exponent") from None
     if not isinstance(value, Decimal):
         raise AmountError(f"{_short(value)} is no number")
     if not value.is_finite():
         raise AmountError(f"{value} is not finite")
     if not value:
         return 0
-    if value.adjusted() > 15 or abs(value) > UNITS_MAX:
+    if value.adjusted() > 15 or value.copy_abs() > UNITS_MAX:
         raise AmountError(f"{_short(value)} is absurdly large: at most {UNITS_MAX} units")
-    scaled = _EXACT.multiply(value, _SCALE)
-    nanos = int(scaled)
-    if nanos != scaled:
-        raise AmountError(f"{_short(value)} has more than 9 decimal places")
-    return nanos
+    try:
+        return int(_EXACT.to_integral_exact(_EXACT.multiply(value, _SCALE)))
+    except Inexact:
+        raise AmountError(f"{_short(value)} has more than 9 decimal places") from None
 
 
 def quantity_nanos(value: object) -> int:
@@ -66,5 +68,6 @@ def from_nanos(nanos: int) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    # Python refuses to write out integers of thousands of digits.
+    text = hex(value) if isinstance(value, int) and value.bit_length() > 1000 else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

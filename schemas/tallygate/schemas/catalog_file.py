@@ -19,15 +19,38 @@ features:
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tallygate.schemas.amounts import AmountError, quantity_nanos
 from tallygate.schemas.catalog import Aggregation, AtEnd, Catalog, Fail, Feature, Meter, Rate
 from tallygate.schemas.instants import from_datetime
 
 Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
+
+
+def _exact(value: object) -> str:
+    # YAML's own reader makes a binary fraction of 0.15; its shortest text is what the person wrote.
+    text = value if isinstance(value, int | str | Decimal) else repr(value)
+    quantity_nanos(text)
+    return str(text)
+
+
+#: Never negative, at most 9 places: written as a number or, so that every reader keeps it exact, as a string.
+Amount = Annotated[Decimal, BeforeValidator(_exact)]
+
+
+def _overage(value: object) -> object:
+    if value in ("none", "unlimited"):
+        return value
+    try:
+        return Decimal(_exact(value))
+    except AmountError as error:
+        raise ValueError(f"neither `none` nor `unlimited` nor an amount: {error}") from None
+
+
+Overage = Annotated[Literal["none", "unlimited"] | Decimal, BeforeValidator(_overage)]
 
 
 class CatalogError(ValueError):
@@ -53,19 +76,10 @@ class MeterFile(_Part):
 
 class RateFile(_Part):
     meter: Slug
-    credits: Decimal
-    per: Decimal = Decimal(1)
+    credits: Amount
+    per: Amount = Decimal(1)
     when: dict[Slug, str] = {}
     since: datetime | None = None
-
-    @field_validator("credits", "per", mode="before")
-    @classmethod
-    def _exact(cls, value: Any) -> Any:
-        try:
-            quantity_nanos(Decimal(repr(value)) if not isinstance(value, int | str | Decimal) else value)
-        except (AmountError, ArithmeticError) as error:
-            raise ValueError(str(error)) from None
-        return str(value)
 
     @model_validator(mode="after")
     def _sensible(self) -> "RateFile":
@@ -86,7 +100,7 @@ class FeatureFile(_Part):
     meters: tuple[Slug, ...] = ()
     rates: tuple[RateFile, ...] = ()
     hold: HoldFile = HoldFile()
-    overage: Literal["none", "unlimited"] | Decimal = "none"
+    overage: Overage = "none"
     fail: Fail = "closed"
 
 

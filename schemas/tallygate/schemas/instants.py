@@ -3,33 +3,38 @@
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import msgspec
+
 SECOND_MS: Final = 1_000
 MINUTE_MS: Final = 60 * SECOND_MS
 HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 
 
 def from_datetime(instant: datetime) -> int:
     """Milliseconds of a datetime that knows its offset."""
-    return (instant - _EPOCH) // _MS
+    return (instant - EPOCH) // _MS
 
 
 def to_datetime(at: int) -> datetime:
-    return _EPOCH + at * _MS
+    return EPOCH + at * _MS
 
 
 def parse_instant(text: str) -> int:
-    """Milliseconds of RFC 3339 text; `ValueError` where it is none or has no offset."""
-    instant = datetime.fromisoformat(text)
+    """Milliseconds of RFC 3339 text, read as on the wire; `ValueError` where it is none or has no offset."""
+    try:
+        instant = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        raise ValueError(f"{text!r} is no instant: write it like 2026-01-31T00:00:00Z") from None
     if instant.tzinfo is None:
         raise ValueError(f"{text!r} has no offset: write it in UTC, like 2026-01-31T00:00:00Z")
     return from_datetime(instant)
 
 
 def format_instant(at: int) -> str:
-    """`2026-01-31T00:00:00Z`, with milliseconds where there are any."""
+    """`2026-01-31T00:00:00Z`, with milliseconds where there are any; years 1 to 9999."""
     spec = "milliseconds" if at % SECOND_MS else "seconds"
     return to_datetime(at).isoformat(timespec=spec).replace("+00:00", "Z")

@@ -12,10 +12,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from tallygate.schemas.instants import from_datetime
+from tallygate.schemas.names import Name
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.topics import EVENT_BYTES_MAX
 
-Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
 Instant = Annotated[datetime, Meta(tz=True)]
 Seconds = Annotated[int, Meta(ge=1, le=30 * 24 * 3600)]
 Priority = Annotated[int, Meta(ge=0, le=255)]
@@ -123,6 +124,15 @@ OPS: Final[dict[type, str]] = {
 
 KNOWN_TYPES: Final = tuple(f"tallygate.{op}.v1" for op in OPS.values())
 
+#: How msgspec words what is wrong with the type tag and with a customer that is not there.
+_TYPE_TROUBLE: Final = ("Object missing required field `type`", " - at `$.type`")
+_NO_CUSTOMER: Final = (
+    "Object missing required field `customer`",
+    "Expected `str`, got `null` - at `$.customer`",
+    "Expected `str` of length >= 1 - at `$.customer`",
+)
+_INSTANT_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+
 encode_request = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
@@ -134,11 +144,22 @@ def parse_request(value: bytes | None) -> Request:
     if len(value) > EVENT_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"the request has {len(value)} bytes: at most {EVENT_BYTES_MAX}")
     try:
-        return _decoder.decode(value)
+        request = _decoder.decode(value)
+    except RecursionError:
+        raise Refused(Reason.MALFORMED, "the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, ArithmeticError) as error:
         text = str(error)
-        if "`$.type`" in text or "field `type`" in text:
+        if " matching regex " in text:
+            text = f"control characters are not allowed - at {text.rpartition(' - at ')[2]}"
+        if text.endswith(_TYPE_TROUBLE):
             raise Refused(Reason.TYPE_UNKNOWN, f"{text}; known: {', '.join(KNOWN_TYPES)}") from None
-        if "customer" in text:
-            raise Refused(Reason.CUSTOMER_MISSING, text) from None
-        raise Refused(Reason.MALFORMED, text) from None
+        raise Refused(Reason.CUSTOMER_MISSING if text in _NO_CUSTOMER else Reason.MALFORMED, text) from None
+    if isinstance(request, GiveGrant):
+        _check_instants(request)
+    return request
+
+
+def _check_instants(grant: GiveGrant) -> None:
+    for field, instant in (("effective_at", grant.effective_at), ("expires_at", grant.expires_at)):
+        if instant is not None and not 0 <= from_datetime(instant) <= _INSTANT_MAX:
+            raise Refused(Reason.MALFORMED, f"{field} lies outside the years 1970 to 9999 in UTC")
