@@ -28,7 +28,7 @@ def table_writes(key: bytes, value: bytes | None) -> Iterator[Write]:
             assert isinstance(entry, Entry)
             day = entry.at // DAY_MS
             for seen in entry.seen:
-                yield seen_key(day, bytes.fromhex(seen.key)), b"%d " % entry.at + seen.value.encode()
+                yield seen_key(day, bytes.fromhex(seen.key)), b"%d " % entry.at + bytes(seen.value)
         return
     yield key, value
     if kind == "account" and value is not None:

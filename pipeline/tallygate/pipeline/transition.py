@@ -1,12 +1,16 @@
 """What comes in and what goes out of one step of a partition, as values."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.journal import PartitionRow
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import Request
+
+if TYPE_CHECKING:
+    from tallygate.pipeline.account import AccountDraft
 
 
 class Rows(Protocol):
@@ -92,7 +96,8 @@ class Transition(msgspec.Struct, frozen=True):
     """One step of a partition, decided but not yet in force.
 
     `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
-    where nothing changes, and then the replies may go out at once.
+    where nothing changes, and then the replies may go out at once. `events` were counted, `duplicates` known already;
+    `row` and `drafts` are what `PartitionState.commit` puts in force.
     """
 
     records: tuple[tuple[bytes, bytes | None], ...] = ()
@@ -100,4 +105,6 @@ class Transition(msgspec.Struct, frozen=True):
     dead_letters: tuple[DeadLetter, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     events: int = 0
-    stream_at: int = 0
+    duplicates: int = 0
+    row: PartitionRow | None = None
+    drafts: tuple["AccountDraft", ...] = ()

@@ -30,10 +30,14 @@ class AccountRow(_Row, frozen=True, tag="account.v1"):
 
 
 class PoolRow(_Row, frozen=True, tag="pool.v1"):
-    """A wallet. `overage_nanos` is owed; both usage counters are since `period_at`, the last reset."""
+    """A wallet. `overage_nanos` is owed, `overage_held_nanos` may become so by open holds.
+
+    Both usage counters are since `period_at`, the last reset.
+    """
 
     pool: str
     overage_nanos: int = 0
+    overage_held_nanos: int = 0
     usage_nanos: int = 0
     grant_usage_nanos: int = 0
     period_at: int = 0
@@ -65,7 +69,10 @@ class HeldShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class HoldRow(_Row, frozen=True, tag="hold.v1"):
-    """A reservation: a receipt per grant in burn order, and what it holds of every budget scope (`unit` amounts)."""
+    """A reservation: a receipt per grant in burn order, and what it holds of every budget scope, in its unit.
+
+    `credits_nanos` is the cost held: the receipt and `overage_nanos`, which no grant covers.
+    """
 
     id: str
     feature: str
@@ -77,6 +84,8 @@ class HoldRow(_Row, frozen=True, tag="hold.v1"):
     quantities: dict[str, int]
     credits_nanos: int
     dimensions: dict[str, str]
+    overage_nanos: int = 0
+    at_end: str = "release"
 
 
 class BudgetRow(_Row, frozen=True, tag="budget.v1"):
@@ -130,6 +139,8 @@ class OpenRow(msgspec.Struct, frozen=True, tag_field="row", tag="open.v1"):
     at: int
 
 
+_NOTHING: Final = msgspec.Raw(b"null")
+
 # ---- the entry: what one transition did to one customer, and why ----
 
 
@@ -173,10 +184,10 @@ class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An id that must not be applied twice. `key`: 32 hex digits; `value`: what is remembered (JSON, may be empty)."""
+    """An id that must not be applied twice: `key` is 32 hex digits, `value` what is remembered (`null`: just that)."""
 
     key: str
-    value: str = ""
+    value: msgspec.Raw = _NOTHING
 
 
 class PoolBalance(msgspec.Struct, frozen=True, array_like=True, gc=False):

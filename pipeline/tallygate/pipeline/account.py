@@ -1,0 +1,230 @@
+"""One customer's state, and the same during one transition.
+
+An `Account` is what the accepted journal says. An `AccountDraft` reads through to it and collects what a transition
+changes: rows, postings, decisions, usage, ids seen. Nothing reaches the account before the journal has accepted it.
+"""
+
+from typing import Final, Generic, TypeVar
+
+from tallygate.pipeline.transition import Rows
+from tallygate.schemas.journal import (
+    AccountRow,
+    BudgetRow,
+    Cause,
+    DecisionRecord,
+    GrantRow,
+    HoldRow,
+    PoolRow,
+    Row,
+    ScopeRow,
+    Seen,
+    UsageDelta,
+    UsageRow,
+    decode_record,
+    row_key,
+    split_key,
+    usage_id,
+)
+from tallygate.schemas.ledger import Posting
+
+R = TypeVar("R", bound=Row)
+_ABSENT: Final = object()
+_USAGE_ROWS_CACHED: Final = 1000
+
+
+class Table(Generic[R]):
+    """Rows of one kind: what is accepted (`base`), and over it what this transition changes (None: removed)."""
+
+    __slots__ = ("base", "changes")
+
+    def __init__(self, base: dict[str, R]) -> None:
+        self.base = base
+        self.changes: dict[str, R | None] = {}
+
+    def get(self, id: str) -> R | None:
+        row = self.changes.get(id, _ABSENT)
+        return self.base.get(id) if row is _ABSENT else row  # type: ignore[return-value]
+
+    def put(self, id: str, row: R) -> None:
+        self.changes[id] = row
+
+    def remove(self, id: str) -> None:
+        self.changes[id] = None
+
+    def values(self) -> list[R]:
+        if not self.changes:
+            return list(self.base.values())
+        return [row for row in {**self.base, **self.changes}.values() if row is not None]
+
+    def commit(self) -> None:
+        for id, row in self.changes.items():
+            if row is None:
+                self.base.pop(id, None)
+            else:
+                self.base[id] = row
+
+
+class Account:
+    """A customer as accepted: rows by kind and id. `burn` caches the burn order of the active grants by pool."""
+
+    __slots__ = ("budgets", "burn", "customer", "grants", "holds", "pools", "row", "scopes", "usage")
+
+    def __init__(self, customer: str) -> None:
+        self.customer = customer
+        self.row: AccountRow | None = None
+        self.pools: dict[str, PoolRow] = {}
+        self.grants: dict[str, GrantRow] = {}
+        self.holds: dict[str, HoldRow] = {}
+        self.budgets: dict[str, BudgetRow] = {}
+        self.scopes: dict[str, ScopeRow] = {}
+        self.usage: dict[str, UsageRow] = {}
+        self.burn: dict[str, tuple[str, ...]] = {}
+
+    @classmethod
+    def load(cls, customer: str, rows: Rows) -> "Account":
+        """The account from the local table; usage rows, its history, stay there until they are asked for."""
+        account = cls(customer)
+        for key, value in rows.scan(row_key(customer, "")[:-1], row_key(customer, "usage")):
+            account._take(split_key(key)[2], decode_record(value))
+        return account
+
+    def _take(self, id: str, row: object) -> None:
+        match row:
+            case AccountRow():
+                self.row = row
+            case PoolRow():
+                self.pools[id] = row
+            case GrantRow():
+                self.grants[id] = row
+            case HoldRow():
+                self.holds[id] = row
+            case BudgetRow():
+                self.budgets[id] = row
+            case ScopeRow():
+                self.scopes[id] = row
+            case _:
+                raise AssertionError(f"no row of an account: {row!r}")
+
+
+class AccountDraft:
+    """A customer during one transition."""
+
+    __slots__ = (
+        "_rows",
+        "account",
+        "budgets",
+        "burn",
+        "causes",
+        "customer",
+        "decisions",
+        "deltas",
+        "due_at",
+        "grants",
+        "holds",
+        "pools",
+        "postings",
+        "row",
+        "scopes",
+        "seen",
+        "usage",
+    )
+
+    def __init__(self, account: Account, rows: Rows) -> None:
+        self.account = account
+        self.customer = account.customer
+        self._rows = rows
+        self.row = account.row
+        self.due_at = account.row.due_at if account.row else 0
+        self.pools = Table(account.pools)
+        self.grants = Table(account.grants)
+        self.holds = Table(account.holds)
+        self.budgets = Table(account.budgets)
+        self.scopes = Table(account.scopes)
+        self.usage = Table(account.usage)
+        self.burn = account.burn
+        self.causes: list[Cause] = []
+        self.postings: list[Posting] = []
+        self.decisions: list[DecisionRecord] = []
+        self.deltas: list[UsageDelta] = []
+        self.seen: list[Seen] = []
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.causes or self.row is not self.account.row or any(t.changes for _, t in self.tables()))
+
+    def tables(self) -> tuple[tuple[str, Table[Row]], ...]:
+        return (  # type: ignore[return-value]
+            ("budget", self.budgets),
+            ("grant", self.grants),
+            ("hold", self.holds),
+            ("pool", self.pools),
+            ("scope", self.scopes),
+            ("usage", self.usage),
+        )
+
+    def know(self, at: int) -> None:
+        """Make the customer a known one."""
+        if self.row is None:
+            self.row = AccountRow(self.customer, at)
+
+    def pool(self, name: str, at: int) -> PoolRow:
+        return self.pools.get(name) or PoolRow(name, period_at=at)
+
+    def wake(self, at: int | None) -> None:
+        """Stream time changes something at this instant."""
+        if at is not None and (not self.due_at or at < self.due_at):
+            self.due_at = at
+
+    def reordered(self) -> None:
+        """The set of active grants has changed."""
+        self.burn = {}
+
+    def usage_row(self, meter: str, hour: int, dimensions: dict[str, str]) -> UsageRow:
+        id = usage_id(meter, hour, dimensions)
+        row = self.usage.get(id)
+        if row is None:
+            value = self._rows.get(row_key(self.customer, "usage", id))
+            if value is None:
+                return UsageRow(meter, hour, dimensions)
+            found = decode_record(value)
+            assert isinstance(found, UsageRow)
+            row = found
+        return row
+
+    def put_usage(self, row: UsageRow) -> None:
+        self.usage.put(usage_id(row.meter, row.hour, row.dimensions), row)
+
+    def cause(self, cause: Cause) -> int:
+        """The index of the input that what follows is due to."""
+        self.causes.append(cause)
+        return len(self.causes) - 1
+
+    def move(
+        self,
+        source: str,
+        target: str,
+        nanos: int,
+        at: int,
+        cause: int,
+        pool: str,
+        grant: GrantRow | None = None,
+        feature: str = "",
+    ) -> None:
+        """Post a movement between two accounts of a pool: two legs that sum to zero."""
+        assert nanos >= 0, f"a movement of {nanos} from {source} to {target}"
+        if not nanos:
+            return
+        id, category, price = (grant.id, grant.category, grant.price_nanos) if grant else ("", "", 0)
+        self.postings.append(Posting(pool, source, -nanos, at, cause, id, category, price, feature))
+        self.postings.append(Posting(pool, target, nanos, at, cause, id, category, price, feature))
+
+    def commit(self) -> Account:
+        """The account with this transition in force."""
+        account = self.account
+        account.row = self.row
+        account.burn = self.burn
+        for _, table in self.tables():
+            table.commit()
+        if len(account.usage) > _USAGE_ROWS_CACHED:
+            account.usage.clear()
+        return account

@@ -1,0 +1,247 @@
+"""`decide(state, inputs, catalog, rules) -> transition`: the one function through which state changes.
+
+It takes a run of inputs of one partition in their order and returns everything that follows: journal records, replies,
+dead letters. It changes nothing itself, reads no clock, and gives the same transition for the same arguments.
+"""
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from msgspec.structs import replace
+
+from tallygate.pipeline import commands, credits, holds
+from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.credits import FOREVER
+from tallygate.pipeline.draft import Draft
+from tallygate.pipeline.memory import digest
+from tallygate.pipeline.metering import Measured, measure, record
+from tallygate.pipeline.replay import due_customer, due_range
+from tallygate.pipeline.rules import Rules
+from tallygate.pipeline.state import PartitionState
+from tallygate.pipeline.transition import (
+    DeadLetter,
+    Input,
+    Outcome,
+    RefusedInput,
+    RequestInput,
+    Source,
+    Tick,
+    Transition,
+    UsageInput,
+)
+from tallygate.schemas.amounts import from_nanos
+from tallygate.schemas.catalog import Catalog
+from tallygate.schemas.instants import format_instant
+from tallygate.schemas.journal import (
+    PARTITION_KEY,
+    AccountRow,
+    Cause,
+    Entry,
+    PartitionRow,
+    PoolBalance,
+    encode_record,
+    entry_key,
+    row_key,
+)
+from tallygate.schemas.reasons import Reason, Refused
+from tallygate.schemas.requests import Balance, Check
+
+_DEFAULT_RULES = Rules()
+
+
+def decide(
+    state: PartitionState, inputs: Sequence[Input], catalog: Catalog, rules: Rules = _DEFAULT_RULES
+) -> Transition:
+    """Everything that follows from these inputs."""
+    draft = Draft(state, state.tariff(catalog), rules)
+    reads_only = catalog.version == state.row.catalog
+    for each in inputs:
+        match each:
+            case RequestInput():
+                draft.meet(each.source)
+                commands.answer(draft, each, advanced(draft, each.request.customer))
+                reads_only = reads_only and isinstance(each.request, Check | Balance)
+            case UsageInput():
+                draft.meet(each.source)
+                _usage(draft, each)
+                reads_only = False
+            case RefusedInput():
+                draft.meet(each.source)
+                _refused(draft, each)
+                reads_only = False
+            case Tick():
+                draft.stream_at = max(draft.stream_at, each.at)
+                _tick(draft)
+                reads_only = False
+            case _:
+                assert_never(each)
+    return _finish(draft, reads_only)
+
+
+def advanced(draft: Draft, customer: str) -> AccountDraft:
+    """The customer's account with everything done that stream time brings."""
+    account = draft.account(customer)
+    if account.due_at and account.due_at <= draft.stream_at:
+        while (at := _next_instant(account)) <= draft.stream_at:
+            _happen(draft, account, at)
+        account.due_at = 0 if at == FOREVER else at
+    return account
+
+
+def _next_instant(account: AccountDraft) -> int:
+    return min(holds.next_instant(account), credits.next_instant(account))
+
+
+def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
+    """What stream time does at one instant: holds end, then grants end and begin."""
+    for hold in sorted((h for h in account.holds.values() if h.expires_at <= at), key=lambda h: h.id):
+        commands.end_of_time_to_live(draft, account, hold, at)
+    credits.advance_grants(account, at)
+
+
+def _tick(draft: Draft) -> None:
+    begin, end = due_range(draft.stream_at)
+    for key, _ in draft.state.rows.scan(begin, end)[: draft.rules.due_per_tick_max]:
+        advanced(draft, due_customer(key))
+
+
+def _refused(draft: Draft, each: RefusedInput) -> None:
+    draft.dead_letters.append(DeadLetter(each.source, each.reason, each.message))
+    draft.outcomes.append(Outcome("input", "refused", each.reason))
+    if each.route is not None:
+        draft.refuse(each.route, each.id, "unknown", each.customer, each.reason, each.message)
+
+
+def _usage(draft: Draft, each: UsageInput) -> None:
+    """Count a record's events: all of them, or none and the record is a dead letter."""
+    try:
+        measured = [_measured(draft, event, each.source) for event in each.events]
+    except Refused as refused:
+        draft.dead_letters.append(DeadLetter(each.source, refused.reason, refused.message))
+        draft.outcomes.append(Outcome("usage", "refused", refused.reason))
+        return
+    for one in measured:
+        _count(draft, one, each.source)
+
+
+def _measured(draft: Draft, event: object, source: Source) -> Measured:
+    measured = measure(draft.tariff, event, source.at)  # type: ignore[arg-type]
+    ahead = measured.at - draft.stream_at
+    if ahead > draft.rules.future_ms_max:
+        raise Refused(
+            Reason.TIME_IN_FUTURE,
+            f"time {format_instant(measured.at)} is {from_nanos(ahead * 1_000_000)} s ahead: check that clock",
+        )
+    return measured
+
+
+def _count(draft: Draft, one: Measured, source: Source) -> None:
+    event = one.event
+    id = digest(event.subject, "event", event.source, event.id)
+    if draft.seen(id) is not None:
+        draft.duplicates += 1
+        return
+    account = advanced(draft, event.subject)
+    account.know(draft.stream_at)
+    cause = account.cause(Cause(source.topic, source.partition, source.offset, event.id))
+    late = draft.stream_at - one.at > draft.rules.grace_ms
+    record(account, draft.tariff, one.quantities, one.dimensions, one.at, late, cause)
+    for name, cost in one.costs.items():
+        feature = draft.tariff.features[name]
+        holds.charge(account, feature.pool, cost, name, feature, draft.stream_at, cause)
+    commands.spend_budgets(account, sum(one.costs.values()), one.quantities, one.dimensions, draft.stream_at)
+    draft.remember(account, id)
+    draft.events += 1
+
+
+def _finish(draft: Draft, reads_only: bool) -> Transition:
+    for account in draft.accounts.values():
+        _file_due(account, draft.stream_at)
+    accounts = tuple(account for account in draft.accounts.values() if account.changed)
+    if reads_only and not accounts:
+        return Transition(replies=tuple(draft.replies), outcomes=tuple(draft.outcomes))
+    records: list[tuple[bytes, bytes | None]] = []
+    for account in accounts:
+        records.extend(_records(account, draft))
+    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version)
+    records.append((PARTITION_KEY, encode_record(row)))
+    return Transition(
+        records=tuple(records),
+        replies=tuple(draft.replies),
+        dead_letters=tuple(draft.dead_letters),
+        outcomes=tuple(draft.outcomes),
+        events=draft.events,
+        duplicates=draft.duplicates,
+        row=row,
+        drafts=accounts,
+    )
+
+
+def _file_due(account: AccountDraft, stream_at: int) -> None:
+    """Keep the account's wake-up no later than the next due instant, without a row for every small move of it."""
+    row, due_at = account.row, account.due_at
+    if row is None or row.due_at == due_at:
+        return
+    if row.due_at > stream_at and (not due_at or row.due_at < due_at):
+        account.due_at = row.due_at
+        return
+    account.row = replace(row, due_at=due_at, was_due_at=row.due_at)
+
+
+def _records(account: AccountDraft, draft: Draft) -> list[tuple[bytes, bytes | None]]:
+    records: list[tuple[bytes, bytes | None]] = []
+    customer = account.customer
+    if account.row is not account.account.row:
+        assert isinstance(account.row, AccountRow)
+        records.append((row_key(customer, "account"), encode_record(account.row)))
+    for kind, table in account.tables():
+        for id, row in table.changes.items():
+            if row is not None:
+                records.append((row_key(customer, kind, id), encode_record(row)))
+            elif id in table.base:
+                records.append((row_key(customer, kind, id), None))
+    entry = _entry(account, draft)
+    if entry is not None:
+        records.append((entry_key(customer), encode_record(entry)))
+    return records
+
+
+def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
+    if not (account.causes or account.postings or account.seen):
+        return None
+    _assert_balanced(account)
+    return Entry(
+        customer=account.customer,
+        at=draft.stream_at,
+        catalog=draft.tariff.version,
+        causes=tuple(account.causes),
+        postings=tuple(account.postings),
+        decisions=tuple(account.decisions),
+        usage=tuple(account.deltas),
+        balances=_balances(account),
+        seen=tuple(account.seen),
+    )
+
+
+def _assert_balanced(account: AccountDraft) -> None:
+    total: dict[str, int] = {}
+    for leg in account.postings:
+        total[leg.asset] = total.get(leg.asset, 0) + leg.amount_nanos
+    assert not any(total.values()), f"postings of {account.customer!r} do not balance: {total}"
+
+
+def _balances(account: AccountDraft) -> tuple[PoolBalance, ...]:
+    pools = sorted({leg.asset for leg in account.postings})
+    found = []
+    for name in pools:
+        grants = [grant for grant in account.grants.values() if grant.pool == name]
+        row = account.pools.get(name)
+        found.append(
+            PoolBalance(
+                name,
+                sum(grant.balance_nanos for grant in grants),
+                sum(grant.held_nanos for grant in grants),
+                row.overage_nanos if row else 0,
+            )
+        )
+    return tuple(found)

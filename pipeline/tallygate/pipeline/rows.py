@@ -1,0 +1,34 @@
+"""A local table in memory, for simulation and what-if runs: the same bytes as on disk."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from tallygate.pipeline.replay import Write
+
+
+class MemoryRows:
+    """Sorted bytes in a dict; implements `Rows`."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
+        self._keys: list[bytes] = []
+
+    def get(self, key: bytes, /) -> bytes | None:
+        return self._values.get(key)
+
+    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
+        keys = self._keys[bisect_left(self._keys, begin) : bisect_left(self._keys, end)]
+        return [(key, self._values[key]) for key in keys]
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        for key, value in writes:
+            if value is None:
+                if self._values.pop(key, None) is not None:
+                    del self._keys[bisect_left(self._keys, key)]
+            else:
+                if key not in self._values:
+                    insort(self._keys, key)
+                self._values[key] = value
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        return [(key, self._values[key]) for key in self._keys]
