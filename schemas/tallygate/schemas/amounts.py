@@ -6,11 +6,20 @@ Source of the bounds: ClickHouse keeps sums in `Decimal(38, 9)`, which holds 10Â
 
 import re
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from typing import Final
+from typing import Any, Final
 
 NANOS: Final = 1_000_000_000
 UNITS_MAX: Final = 10**15
 AMOUNT_NANOS_MAX: Final = UNITS_MAX * NANOS
+
+#: How an amount may be written in JSON, for the JSON Schemas. Readers take a little more: an exponent, more zeros.
+AMOUNT_SCHEMA: Final[dict[str, Any]] = {
+    "description": "A decimal string, or a JSON number read exactly; not negative, at most 9 decimal places.",
+    "anyOf": [
+        {"type": "string", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,9})?$"},
+        {"type": "number", "minimum": 0, "maximum": UNITS_MAX},
+    ],
+}
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _EXACT = Context(prec=80, traps=[Inexact])

@@ -21,9 +21,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
-from tallygate.schemas.amounts import AmountError, quantity_nanos
+from tallygate.schemas.amounts import AMOUNT_SCHEMA, AmountError, quantity_nanos
 from tallygate.schemas.catalog import Aggregation, AtEnd, Catalog, Fail, Feature, Meter, Rate
 from tallygate.schemas.instants import from_datetime
 
@@ -38,7 +38,8 @@ def _exact(value: object) -> str:
 
 
 #: Never negative, at most 9 places: written as a number or, so that every reader keeps it exact, as a string.
-Amount = Annotated[Decimal, BeforeValidator(_exact)]
+_Decimal = Annotated[Decimal, WithJsonSchema(AMOUNT_SCHEMA)]
+Amount = Annotated[_Decimal, BeforeValidator(_exact)]
 
 
 def _overage(value: object) -> object:
@@ -50,7 +51,7 @@ def _overage(value: object) -> object:
         raise ValueError(f"neither `none` nor `unlimited` nor an amount: {error}") from None
 
 
-Overage = Annotated[Literal["none", "unlimited"] | Decimal, BeforeValidator(_overage)]
+Overage = Annotated[Literal["none", "unlimited"] | _Decimal, BeforeValidator(_overage)]
 
 
 class CatalogError(ValueError):

@@ -1,0 +1,413 @@
+"""One story told in every record type: the samples behind the golden files and the examples in the JSON Schemas.
+
+Acme bought 1 000 credits and capped its agent "drafter" at 500 a day. The agent reserves 12.5 credits, the work takes
+10.25. Each type has a `full` sample, which sets every field, and a `minimal` one, which sets only what it must.
+"""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+
+from tallygate.schemas import answers, catalog, journal, ledger, requests
+from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.reasons import Reason
+
+_AT: Final = 1_767_268_800_000  # 2026-01-01T12:00:00Z
+_HOUR: Final = 3_600_000
+_DAY: Final = 24 * _HOUR
+_WHO: Final = {"agent": "drafter", "team": "research"}
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """`name` is also the golden files' name: `<name>.full.json` and `<name>.minimal.json`."""
+
+    name: str
+    full: Any
+    minimal: Any
+
+
+EVENT: Final = Sample(
+    "usage-event",
+    UsageEvent(
+        specversion="1.0",
+        id="call-7",
+        source="/gateway/eu-1",
+        type="llm.call",
+        subject="acme",
+        time=datetime(2026, 1, 1, 13, 0, 0, 250_000, tzinfo=UTC),
+        datacontenttype="application/vnd.acme.call+json",
+        data={"input_tokens": 4808, "seconds": Decimal("1.25"), **_WHO},
+    ),
+    UsageEvent(specversion="1.0", id="call-8", source="/gateway/eu-1", type="llm.call", subject="acme"),
+)
+
+_SPENT: Final = {"input_tokens": Decimal(4808), "output_tokens": Decimal("10")}
+REQUESTS: Final = (
+    Sample(
+        "request-reserve",
+        requests.Reserve(
+            id="call-7",
+            customer="acme",
+            feature="llm",
+            quantities=_SPENT,
+            credits=Decimal("0.5"),
+            dimensions=_WHO,
+            ttl_seconds=120,
+            explain=True,
+        ),
+        requests.Reserve(id="call-7", customer="acme", feature="llm"),
+    ),
+    Sample(
+        "request-settle",
+        requests.Settle(
+            id="call-7-done", customer="acme", hold="call-7", quantities=_SPENT, credits=Decimal("0.000000001")
+        ),
+        requests.Settle(id="call-7-done", customer="acme", hold="call-7"),
+    ),
+    Sample(
+        "request-release",
+        requests.Release(id="call-7-off", customer="acme", hold="call-7"),
+        requests.Release(id="call-7-off", customer="acme", hold="call-7"),
+    ),
+    Sample(
+        "request-check",
+        requests.Check(
+            id="may-i-1",
+            customer="acme",
+            feature="llm",
+            quantities=_SPENT,
+            credits=Decimal("12.5"),
+            dimensions=_WHO,
+            explain=True,
+        ),
+        requests.Check(id="may-i-1", customer="acme", feature="llm"),
+    ),
+    Sample(
+        "request-balance",
+        requests.Balance(id="how-much-1", customer="acme"),
+        requests.Balance(id="how-much-1", customer="acme"),
+    ),
+    Sample(
+        "request-grant",
+        requests.GiveGrant(
+            id="order-1",
+            customer="acme",
+            amount=Decimal("1000"),
+            pool="tokens",
+            priority=5,
+            effective_at=datetime(2026, 1, 1, tzinfo=UTC),
+            expires_at=datetime(2027, 1, 1, tzinfo=UTC) + timedelta(milliseconds=500),
+            category="promotional",
+            price=Decimal("0.02"),
+        ),
+        requests.GiveGrant(id="order-1", customer="acme", amount=Decimal("1000")),
+    ),
+    Sample(
+        "request-budget",
+        requests.SetBudget(
+            id="cap-1",
+            customer="acme",
+            name="agents",
+            limit=Decimal("500"),
+            scope={"agent": "*"},
+            unit="input_tokens",
+            period="day",
+            hard=False,
+        ),
+        requests.SetBudget(id="cap-1", customer="acme", name="agents", limit=Decimal("500")),
+    ),
+)
+
+_LIMIT: Final = answers.LimitState(
+    kind="budget",
+    name="agents",
+    ok=False,
+    unit="credits",
+    asked="12.5",
+    limit="500",
+    used="480",
+    held="10",
+    remaining="10",
+    scope={"agent": "drafter"},
+    hard=False,
+    resets_at="2026-01-02T00:00:00Z",
+)
+_HOLD: Final = answers.HoldView("call-7", "llm", "12.5", "2026-01-01T12:05:00Z", (answers.Share("order-1", "12.5"),))
+_GRANT: Final = answers.GrantView(
+    id="order-1",
+    pool="credits",
+    amount="1000",
+    balance="987.5",
+    held="12.5",
+    priority=1,
+    category="paid",
+    effective_at="2026-01-01T00:00:00Z",
+    expires_at="2027-01-01T00:00:00Z",
+    active=False,
+)
+ANSWER: Final = Sample(
+    "answer",
+    answers.Answer(
+        id="call-7",
+        op="reserve",
+        customer="acme",
+        allowed=False,
+        reason=Reason.BUDGET_EXHAUSTED,
+        at="2026-01-01T12:00:00.250Z",
+        catalog=3,
+        message="budget agents of agent=drafter has 10 credits left",
+        credits="12.5",
+        paid=(answers.Share("order-1", "12.5"),),
+        overage="0.25",
+        balance="987.5",
+        hold=_HOLD,
+        limits=(_LIMIT,),
+        statement=answers.Statement(
+            pools=(answers.PoolView("credits", "987.5", "12.5", "0.25"),),
+            grants=(_GRANT,),
+            holds=(_HOLD,),
+            limits=(_LIMIT,),
+        ),
+        retry_after_ms=43_200_000,
+        late=True,
+    ),
+    answers.Answer(
+        id="call-7",
+        op="reserve",
+        customer="acme",
+        allowed=True,
+        reason=Reason.ALLOWED,
+        at="2026-01-01T12:00:00Z",
+    ),
+)
+
+POSTING: Final = Sample(
+    "posting",
+    ledger.Posting(
+        asset="credits",
+        account=ledger.consumed("llm"),
+        amount_nanos=10_250_000_000,
+        at=_AT,
+        cause=0,
+        grant="order-1",
+        category="paid",
+        price_nanos=20_000_000,
+        feature="llm",
+    ),
+    ledger.Posting(asset="credits", account=ledger.OVERAGE, amount_nanos=-1, at=_AT, cause=-1),
+)
+DECISION: Final = Sample(
+    "decision",
+    journal.DecisionRecord(
+        id="call-7",
+        op="settle",
+        allowed=True,
+        reason=Reason.ALLOWED,
+        at=_AT,
+        cause=0,
+        feature="llm",
+        credits_nanos=10_250_000_000,
+        overage_nanos=1,
+        dimensions=_WHO,
+        hold="call-7",
+        limits=(_LIMIT,),
+        late=True,
+    ),
+    journal.DecisionRecord(id="call-7", op="reserve", allowed=True, reason=Reason.ALLOWED, at=_AT, cause=0),
+)
+
+JOURNAL: Final = (
+    Sample(
+        "row-account",
+        journal.AccountRow(customer="acme", created_at=_AT, due_at=_AT + _HOUR, was_due_at=_AT + _DAY, suspended=True),
+        journal.AccountRow(customer="acme", created_at=_AT),
+    ),
+    Sample(
+        "row-pool",
+        journal.PoolRow(
+            pool="credits",
+            overage_nanos=1,
+            overage_held_nanos=2,
+            usage_nanos=10_250_000_000,
+            grant_usage_nanos=10_249_999_999,
+            period_at=_AT,
+        ),
+        journal.PoolRow(pool="credits"),
+    ),
+    Sample(
+        "row-grant",
+        journal.GrantRow(
+            id="order-1",
+            pool="credits",
+            amount_nanos=1_000_000_000_000,
+            balance_nanos=987_500_000_000,
+            held_nanos=12_500_000_000,
+            priority=1,
+            created_at=_AT,
+            effective_at=_AT,
+            expires_at=_AT + 365 * _DAY,
+            voided_at=_AT + 30 * _DAY,
+            category="promotional",
+            price_nanos=20_000_000,
+            active=True,
+        ),
+        journal.GrantRow(
+            id="order-1",
+            pool="credits",
+            amount_nanos=1_000_000_000_000,
+            balance_nanos=0,
+            held_nanos=0,
+            priority=1,
+            created_at=_AT,
+            effective_at=_AT,
+        ),
+    ),
+    Sample(
+        "row-hold",
+        journal.HoldRow(
+            id="call-7",
+            feature="llm",
+            pool="credits",
+            created_at=_AT,
+            expires_at=_AT + 300_000,
+            receipt=(journal.HeldShare("order-1", 12_500_000_000),),
+            scopes=(journal.HeldShare("agents\0agent=drafter", 12_500_000_000),),
+            quantities={"input_tokens": 4_808_000_000_000},
+            credits_nanos=12_500_000_001,
+            dimensions=_WHO,
+            overage_nanos=1,
+            at_end="settle",
+        ),
+        journal.HoldRow(
+            id="call-7",
+            feature="llm",
+            pool="credits",
+            created_at=_AT,
+            expires_at=_AT + 300_000,
+            receipt=(),
+            scopes=(),
+            quantities={},
+            credits_nanos=0,
+            dimensions={},
+        ),
+    ),
+    Sample(
+        "row-budget",
+        journal.BudgetRow(
+            name="agents", limit_nanos=500_000_000_000, scope={"agent": "*"}, unit="credits", period="day", hard=False
+        ),
+        journal.BudgetRow(name="all", limit_nanos=500_000_000_000, scope={}, unit="credits", period="lifetime"),
+    ),
+    Sample(
+        "row-scope",
+        journal.ScopeRow(
+            id="agents\0agent=drafter",
+            budget="agents",
+            scope={"agent": "drafter"},
+            period_at=_AT,
+            used_nanos=10_250_000_000,
+            held_nanos=12_500_000_000,
+        ),
+        journal.ScopeRow(id="all", budget="all", scope={}, period_at=0),
+    ),
+    Sample(
+        "row-usage",
+        journal.UsageRow(
+            meter="input_tokens",
+            hour=_AT,
+            dimensions=_WHO,
+            quantity_nanos=4_808_000_000_000,
+            events=1,
+            late_events=1,
+        ),
+        journal.UsageRow(meter="input_tokens", hour=_AT, dimensions={}),
+    ),
+    Sample(
+        "row-partition",
+        journal.PartitionRow(applied={"tallygate.requests.v1": 41, "tallygate.usage.v1": 7}, stream_at=_AT, catalog=3),
+        journal.PartitionRow(applied={}, stream_at=0, catalog=0),
+    ),
+    Sample(
+        "row-open",
+        journal.OpenRow(owner="0f8fad5bd9cb469fa16570867728950e", at=_AT),
+        journal.OpenRow(owner="0f8fad5bd9cb469fa16570867728950e", at=0),
+    ),
+    Sample(
+        "entry",
+        journal.Entry(
+            customer="acme",
+            at=_AT,
+            catalog=3,
+            causes=(journal.Cause("tallygate.requests.v1", 5, 41, "call-7-done"),),
+            postings=(
+                ledger.Posting(
+                    "credits", ledger.held("call-7"), -10_250_000_000, _AT, 0, "order-1", "paid", 20_000_000
+                ),
+                POSTING.full,
+            ),
+            decisions=(DECISION.full,),
+            usage=(journal.UsageDelta("input_tokens", _AT, _WHO, 4_808_000_000_000, 1, 0, 0),),
+            balances=(journal.PoolBalance("credits", 989_750_000_000, 0, 1),),
+            seen=(journal.Seen("00112233445566778899aabbccddeeff", msgspec.Raw(b'{"allowed":true}')),),
+        ),
+        journal.Entry(customer="acme", at=_AT, catalog=0, causes=()),
+    ),
+)
+
+CATALOG: Final = Sample(
+    "catalog",
+    catalog.Catalog(
+        version=3,
+        meters=(
+            catalog.Meter("input_tokens", "llm.call", "sum", "input_tokens", ("team", "agent")),
+            catalog.Meter("calls", "llm.call", "count"),
+        ),
+        features=(
+            catalog.Feature(
+                name="llm",
+                pool="credits",
+                meters=("input_tokens", "calls"),
+                rates=(
+                    catalog.Rate("input_tokens", 2_500_000_000, 1_000_000_000_000_000, {"team": "research"}, _AT),
+                    catalog.Rate("calls", 0, 1_000_000_000),
+                ),
+                ttl_seconds=120,
+                at_end="settle",
+                overage_nanos_max=None,
+                fail="open",
+            ),
+        ),
+    ),
+    catalog.Catalog(version=1),
+)
+
+#: The catalog file that says the same as the `catalog` sample.
+CATALOG_FILE: Final[dict[str, Any]] = {
+    "meters": {
+        "input_tokens": {"event_type": "llm.call", "value": "input_tokens", "dimensions": ["team", "agent"]},
+        "calls": {"event_type": "llm.call", "aggregation": "count"},
+    },
+    "features": {
+        "llm": {
+            "pool": "credits",
+            "meters": ["input_tokens", "calls"],
+            "rates": [
+                {
+                    "meter": "input_tokens",
+                    "credits": "2.50",
+                    "per": 1000000,
+                    "when": {"team": "research"},
+                    "since": "2026-01-01T12:00:00Z",
+                },
+                {"meter": "calls", "credits": 0},
+            ],
+            "hold": {"ttl_seconds": 120, "at_end": "settle"},
+            "overage": "unlimited",
+            "fail": "open",
+        }
+    },
+}
+
+SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, CATALOG)
