@@ -1,0 +1,76 @@
+"""Reads a partition's journal, in order, into its local table.
+
+Records that the fence refuses are not merely dropped. A stale row lies *after* the row it tried to replace, so
+compaction would one day keep the stale one alone. Its key is remembered until an accepted record of the same key is
+read; an owner writes such rows again. Until then the table's position stays before the stale record: whoever resumes
+from the table sees it, too.
+"""
+
+from collections.abc import Callable, Iterator
+
+from tallygate.pipeline.fence import Fence, Verdict
+from tallygate.pipeline.replay import Write, table_writes
+from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, split_key
+from tallygate.schemas.records import Record
+from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM
+from tallygate.topologies.ports import Pair
+from tallygate.topologies.tables import Position, Table
+
+
+class Follower:
+    """One reader of one partition; begins at the table's position."""
+
+    def __init__(self, table: Table, wall_ms: Callable[[], int]) -> None:
+        self.fence = Fence(table.position.term, table.position.seq)
+        self.stale_records = 0
+        self._table = table
+        self._wall_ms = wall_ms
+        self._next = table.position
+        self._writes: list[Write] = []
+        self._stale: dict[bytes, Position] = {}
+
+    def take(self, record: Record) -> Verdict:
+        """Judges the next record. What is accepted goes into the table with the next `flush`."""
+        term, seq = term_of(record)
+        assert record.key is not None
+        before = self._next
+        verdict = self.fence.judge(term, seq, record.key)
+        # A writer's clock may be ahead; a table must not look younger than it is.
+        at = min(record.timestamp_ms, self._wall_ms())
+        self._next = Position(record.offset + 1, self.fence.term, self.fence.seq, at)
+        if verdict is Verdict.ACCEPTED:
+            self._writes.extend(table_writes(record.key, record.value))
+            if self._stale:
+                self._stale.pop(record.key, None)
+        elif verdict is Verdict.STALE:
+            self.stale_records += 1
+            if record.key != OPEN_KEY:
+                self._stale.setdefault(record.key, Position(record.offset, before.term, before.seq, before.at))
+        return verdict
+
+    @property
+    def pending_writes(self) -> int:
+        return len(self._writes)
+
+    def flush(self, forget: tuple[bytes, bytes] | None = None) -> None:
+        """Writes what was accepted, and how far the journal is read, into the table: all of it or nothing."""
+        position = next(iter(self._stale.values()), self._next)
+        self._table.apply(self._writes, position, forget)
+        self._writes = []
+
+    def repairs(self) -> Iterator[Pair]:
+        """The true values of all rows that a stale record lies over; None where there is none. Entries are not kept in
+        the table: a tombstone makes the stale one go, and the true one was read by everybody long before compaction.
+        """
+        for key in self._stale:
+            yield key, None if _is_entry(key) else self._table.get(key)
+
+
+def term_of(record: Record) -> tuple[int, int]:
+    """Term and sequence number of a journal record."""
+    headers = dict(record.headers)
+    return int(headers[HEADER_TERM]), int(headers[HEADER_SEQ])
+
+
+def _is_entry(key: bytes) -> bool:
+    return key[:1] != b"\0" and split_key(key)[1] == ENTRY_KIND

@@ -1,0 +1,130 @@
+"""What has come in for a partition and is not yet decided: two lanes, taken in small steps.
+
+A step takes every waiting request, up to a limit, and a little usage, in the order in which the broker received them.
+So a request waits for one step at most, however much usage lies before it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from heapq import merge
+from typing import Final
+
+import msgspec
+
+from tallygate.pipeline.transition import Input, UsageInput
+from tallygate.schemas import topics
+from tallygate.schemas.records import Chunk, Record
+
+#: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
+STEP_BYTES_MAX: Final = 256 * 1024
+
+
+class StepLimits(msgspec.Struct, frozen=True):
+    """How much one step takes: usage events (a record is never split) and requests."""
+
+    events_max: int = 256
+    requests_max: int = 256
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """One record, decoded."""
+
+    record: Record
+    input: Input
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What one step works on. `finished` is to be called, in order, once all of it is in force."""
+
+    taken: tuple[Taken, ...]
+    finished: tuple[Callable[[], None], ...]
+
+
+class _Waiting(msgspec.Struct):
+    records: Sequence[Record]
+    done: Callable[[], None]
+    at: int = 0
+
+
+class _Lane:
+    """Chunks of one topic in order; gives them out record by record."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Waiting] = deque()
+        self.last = -1  # the offset given out last: what is delivered twice is taken once
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def offer(self, records: Sequence[Record], done: Callable[[], None]) -> None:
+        self._waiting.append(_Waiting(records, done))
+
+    def next(self) -> Record:
+        first = self._waiting[0]
+        return first.records[first.at]
+
+    def advance(self) -> Callable[[], None] | None:
+        """Steps over the next record; returns what its chunk wants called when that was the chunk's last."""
+        first = self._waiting[0]
+        first.at += 1
+        if first.at < len(first.records):
+            return None
+        self._waiting.popleft()
+        return first.done
+
+
+class Inbox:
+    """The waiting records of one partition. `read` decodes a record; `applied(topic)` is the last offset in force."""
+
+    def __init__(self, read: Callable[[Record], Input], limits: StepLimits) -> None:
+        self._read = read
+        self._limits = limits
+        self._usage = _Lane()
+        self._requests = _Lane()
+
+    def __bool__(self) -> bool:
+        return bool(self._usage or self._requests)
+
+    def offer(self, chunk: Chunk, done: Callable[[], None]) -> None:
+        """Takes a chunk in; `done` is called when all its records are in force, or were before."""
+        lane = self._requests if chunk.topic == topics.REQUESTS else self._usage
+        lane.offer(chunk.records, done)
+
+    def take(self, applied: Callable[[str], int]) -> Step:
+        """The next step, without the records that are applied already; empty when nothing waits."""
+        finished: list[Callable[[], None]] = []
+        requests = self._take_requests(applied, finished)
+        usage = self._take_usage(applied, finished)
+        taken = merge(usage, requests, key=lambda each: each.record.timestamp_ms) if usage and requests else None
+        return Step(tuple(taken or usage or requests), tuple(finished))
+
+    def _take_requests(self, applied: Callable[[str], int], finished: list[Callable[[], None]]) -> list[Taken]:
+        taken: list[Taken] = []
+        self._requests.last = max(self._requests.last, applied(topics.REQUESTS))
+        while self._requests and len(taken) < self._limits.requests_max:
+            self._pass(self._requests, taken, finished)
+        return taken
+
+    def _take_usage(self, applied: Callable[[str], int], finished: list[Callable[[], None]]) -> list[Taken]:
+        taken: list[Taken] = []
+        events = size = 0
+        self._usage.last = max(self._usage.last, applied(topics.USAGE))
+        while self._usage and events < self._limits.events_max:
+            size += len(self._usage.next().value or b"")
+            if taken and size > STEP_BYTES_MAX:
+                break
+            one = self._pass(self._usage, taken, finished)
+            events += len(one.events) if isinstance(one, UsageInput) else 1
+        return taken
+
+    def _pass(self, lane: _Lane, taken: list[Taken], finished: list[Callable[[], None]]) -> Input | None:
+        record = lane.next()
+        done = lane.advance()
+        if done is not None:
+            finished.append(done)
+        if record.offset <= lane.last:
+            return None
+        lane.last = record.offset
+        read = self._read(record)
+        taken.append(Taken(record, read))
+        return read

@@ -1,0 +1,177 @@
+"""The local table of a partition: what the accepted journal says, in RocksDB, so that a restart reads only the tail.
+
+It is a cache of the journal and never ahead of it. One WriteBatch holds a transition's rows and the position up to
+which the journal is contained, so the two cannot part. The write-ahead log is on, so that a killed process loses
+nothing; it is not synced, because what a power cut takes is read again from the journal.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from rocksdict import DbClosedError, Options, Rdict, ReadOptions, WriteBatch
+
+from tallygate.pipeline.replay import Write
+
+logger = logging.getLogger(__name__)
+
+_META: Final = b"meta.v1"
+#: Rows carry this in front of their key, so that no row can ever be taken for the meta record.
+_ROW: Final = b"r"
+_BROKEN_MARK: Final = "BROKEN"
+_WRITE_BUFFER_BYTES: Final = 16 << 20
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a table contains the journal.
+
+    `offset` is the next to read; `term` and `seq` are where the reader's fence stood there. `at` is when the last
+    record before it was written, in ms: what is far older must not be resumed, since tombstones may be gone by now.
+    """
+
+    offset: int = 0
+    term: int = 0
+    seq: int = 0
+    at: int = 0
+
+
+class TableBroken(Exception):
+    """The local table cannot be read or written. The next start builds it anew from the journal."""
+
+
+class Table(Protocol):
+    """What an owner needs of its local table; the rules see `get` and `scan`."""
+
+    position: Position
+
+    def get(self, key: bytes, /) -> bytes | None: ...
+
+    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]: ...
+
+    def apply(self, writes: list[Write], position: Position, forget: tuple[bytes, bytes] | None = None) -> None:
+        """All of it or nothing: first the range `forget` is deleted, then `writes` in order, then the position."""
+        ...
+
+    def wipe(self, why: str) -> None:
+        """Empties the table: everything is read from the journal again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RocksTable:
+    """A `Table` in a folder of its own. Not for two processes at once: RocksDB's lock refuses the second."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the folder; one that is damaged is wiped. Raises `TableBroken`, e.g. when it is in use."""
+        self.path = path
+        self.rebuilt = False
+        self._db = self._open()
+        self.position = self._read_position()
+
+    def get(self, key: bytes, /) -> bytes | None:
+        try:
+            return self._db.get(_ROW + key)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._broken(error) from error
+
+    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
+        options = ReadOptions()
+        options.set_iterate_upper_bound(_ROW + end)
+        try:
+            found = self._db.items(from_key=_ROW + begin, read_opt=options)
+            return [(key[1:], value) for key, value in found]
+        except Exception as error:
+            raise self._broken(error) from error
+
+    def apply(self, writes: list[Write], position: Position, forget: tuple[bytes, bytes] | None = None) -> None:
+        batch = WriteBatch(raw_mode=True)
+        if forget is not None:
+            batch.delete_range(_ROW + forget[0], _ROW + forget[1])
+        for key, value in writes:
+            if value is None:
+                batch.delete(_ROW + key)
+            else:
+                batch.put(_ROW + key, value)
+        batch.put(_META, msgspec.json.encode(position))
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise self._broken(error) from error
+        self.position = position
+
+    def wipe(self, why: str) -> None:
+        logger.warning("%s: %s; building it anew from the journal", self.path, why)
+        self._db.close()
+        shutil.rmtree(self.path)
+        self._db = self._open()
+        self.position = Position()
+        self.rebuilt = True
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _open(self) -> Rdict:
+        if (self.path / _BROKEN_MARK).exists():
+            self._remove("was marked as broken")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return Rdict(str(self.path), _options())
+        except OSError as error:
+            raise TableBroken(f"{self.path}: {error.strerror}: choose another TALLYGATE_DATA_DIR") from error
+        except Exception as error:  # rocksdict raises bare Exceptions; the text tells them apart
+            if "lock" in str(error).lower():
+                raise TableBroken(f"{self.path} is in use by another process") from error
+            self._remove(f"cannot be opened ({_first_line(error)})")
+        try:
+            return Rdict(str(self.path), _options())
+        except Exception as error:
+            raise TableBroken(f"{self.path} cannot be opened: {_first_line(error)}") from error
+
+    def _remove(self, why: str) -> None:
+        logger.warning("%s %s; building it anew from the journal", self.path, why)
+        shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        self.rebuilt = True
+
+    def _read_position(self) -> Position:
+        value = self._db.get(_META)
+        return Position() if value is None else msgspec.json.decode(value, type=Position)
+
+    def _broken(self, error: Exception) -> TableBroken:
+        """Leaves a mark, so that the next start does not trip over the same damage."""
+        assert not isinstance(error, DbClosedError), f"{self.path} is used after it was closed"
+        try:
+            (self.path / _BROKEN_MARK).touch()
+        except OSError as why:
+            logger.warning("%s: no mark could be left: %s", self.path, why)
+        return TableBroken(f"{self.path}: {_first_line(error)}")
+
+
+def cannot_resume(position: Position, begin: int, end: int, now: int, resume_ms_max: int) -> str:
+    """Why a table at this position must be built anew, or the empty string."""
+    if not position.offset:
+        return ""
+    if position.offset < begin:
+        return f"it ends at offset {position.offset}, before the journal's first offset {begin}"
+    if position.offset > end:
+        return f"it ends at offset {position.offset}, after the journal's end {end}: another journal, or one cut back"
+    if now - position.at > resume_ms_max:
+        return f"it is {(now - position.at) // 3_600_000} h old, and the journal may have dropped tombstones since"
+    return ""
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 << 20)
+    return options
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
