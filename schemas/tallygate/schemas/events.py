@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallygate.schemas.instants import EPOCH, from_datetime
+from tallygate.schemas.instants import EPOCH, LATEST, from_datetime
 from tallygate.schemas.names import NAME_MAX as NAME_MAX
 from tallygate.schemas.names import has_control
 from tallygate.schemas.reasons import Reason, Refused
@@ -150,8 +150,8 @@ def _checked(event: UsageEvent) -> UsageEvent:
     if event.time is not None:
         if event.time.tzinfo is None:
             raise Refused(Reason.MALFORMED, "time has no offset: write it in UTC, like 2026-01-31T00:00:00Z")
-        if event.time < EPOCH:
-            raise Refused(Reason.MALFORMED, "time lies before 1970")
+        if not EPOCH <= event.time <= LATEST:
+            raise Refused(Reason.MALFORMED, "time lies outside the years 1970 to 9999 in UTC")
     return event if event.data_base64 is None else _with_data(event, event.data_base64)
 
 

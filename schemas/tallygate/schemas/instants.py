@@ -10,7 +10,9 @@ MINUTE_MS: Final = 60 * SECOND_MS
 HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 
+#: The instants that inputs may name; an offset can push the text of an instant beyond the year 9999 in UTC.
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime.max.replace(tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from tallygate.schemas.instants import from_datetime
+from tallygate.schemas.instants import EPOCH, LATEST
 from tallygate.schemas.names import Name
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.topics import EVENT_BYTES_MAX
@@ -131,7 +131,6 @@ _NO_CUSTOMER: Final = (
     "Expected `str`, got `null` - at `$.customer`",
     "Expected `str` of length >= 1 - at `$.customer`",
 )
-_INSTANT_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 encode_request = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
@@ -161,5 +160,5 @@ def parse_request(value: bytes | None) -> Request:
 
 def _check_instants(grant: GiveGrant) -> None:
     for field, instant in (("effective_at", grant.effective_at), ("expires_at", grant.expires_at)):
-        if instant is not None and not 0 <= from_datetime(instant) <= _INSTANT_MAX:
+        if instant is not None and not EPOCH <= instant <= LATEST:
             raise Refused(Reason.MALFORMED, f"{field} lies outside the years 1970 to 9999 in UTC")
