@@ -29,6 +29,8 @@ from tallygate.schemas.ledger import Posting
 
 R = TypeVar("R", bound=Row)
 _ABSENT: Final = object()
+#: Later than every instant (ms).
+FOREVER: Final = 1 << 62
 _USAGE_ROWS_CACHED: Final = 1000
 
 
@@ -170,9 +172,9 @@ class AccountDraft:
     def pool(self, name: str, at: int) -> PoolRow:
         return self.pools.get(name) or PoolRow(name, period_at=at)
 
-    def wake(self, at: int | None) -> None:
+    def wake(self, at: int) -> None:
         """Stream time changes something at this instant."""
-        if at is not None and (not self.due_at or at < self.due_at):
+        if at < FOREVER and (not self.due_at or at < self.due_at):
             self.due_at = at
 
     def reordered(self) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from tallygate.pipeline import budgets, credits, holds
+from tallygate.pipeline import budgets, credits, grants, holds
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.memory import (
@@ -367,7 +367,7 @@ def _grant(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     )
     account.know(at)
     cause = _cause(account, each)
-    credits.give(account, grant, at, cause)
+    grants.give(account, grant, at, cause)
     _decide_admin(draft, account, each, cause, grant.amount_nanos)
     return replace(
         _answer(draft, each, Verdict(Reason.ALLOWED, [])),

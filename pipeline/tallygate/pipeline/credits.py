@@ -1,19 +1,16 @@
-"""Credits: which grants pay, in what order, and what stream time does to grants.
+"""Credits: which grants pay, and in what order.
 
 A grant pays while it is active, `effective_at <= t < min(expires_at, voided_at)`, in burn order. Its balance never goes
-below zero: what no grant covers becomes overage, and what becomes active later pays that first.
+below zero: what no grant covers becomes overage. What stream time does to grants is in `grants.py`.
 """
-
-from typing import Final
 
 from msgspec.structs import replace
 
-from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.schemas.instants import SECOND_MS
 from tallygate.schemas.journal import GrantRow, HeldShare
-from tallygate.schemas.ledger import OVERAGE, breakage, granted, issued
+from tallygate.schemas.ledger import granted
 
-FOREVER: Final = 1 << 62
 Shares = tuple[HeldShare, ...]
 
 
@@ -21,14 +18,6 @@ def burn_order(grant: GrantRow) -> tuple[int, int, int, str]:
     """Priority, then expiry at whole seconds (none last), then creation, then id. Source: SEMANTICS, burn-down 1."""
     expires = FOREVER if grant.expires_at is None else grant.expires_at // SECOND_MS
     return (grant.priority, expires, grant.created_at, grant.id)
-
-
-def ends_at(grant: GrantRow) -> int:
-    """When the grant stops paying."""
-    return min(
-        FOREVER if grant.expires_at is None else grant.expires_at,
-        FOREVER if grant.voided_at is None else grant.voided_at,
-    )
 
 
 def active_grants(draft: AccountDraft, pool: str) -> list[GrantRow]:
@@ -52,7 +41,7 @@ def plan(draft: AccountDraft, pool: str, nanos: int) -> tuple[Shares, int]:
         if not nanos:
             break
         if part := min(nanos, grant.balance_nanos):
-            shares.append(HeldShare(grant.id, part))
+            shares.append(HeldShare(grant.id, part, grant.cycle))
             nanos -= part
     return tuple(shares), nanos
 
@@ -71,75 +60,3 @@ def burn(
         row = draft.pool(pool, at)
         draft.pools.put(pool, replace(row, grant_usage_nanos=row.grant_usage_nanos + paid))
     return shares, uncovered
-
-
-def activate(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
-    """The grant's credits become spendable; carried overage is paid from them by `repay` afterwards."""
-    draft.grants.put(grant.id, replace(grant, active=True, balance_nanos=grant.amount_nanos))
-    draft.reordered()
-    draft.move(issued(grant.category), granted(grant.id), grant.amount_nanos, at, cause, grant.pool, grant)
-    draft.wake(_known(ends_at(grant)))
-
-
-def end(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
-    """The grant stops paying: what is left is breakage. What holds hold of it stays theirs until they end."""
-    why = "voided" if grant.voided_at is not None and grant.voided_at <= at else "expired"
-    draft.move(granted(grant.id), breakage(why), grant.balance_nanos, at, cause, grant.pool, grant)
-    draft.reordered()
-    if grant.held_nanos:
-        draft.grants.put(grant.id, replace(grant, active=False, balance_nanos=0))
-    else:
-        draft.grants.remove(grant.id)
-
-
-def repay(draft: AccountDraft, pool: str, at: int, cause: int) -> None:
-    """Carried overage burns once over the active grants."""
-    row = draft.pools.get(pool)
-    if row is None or not row.overage_nanos:
-        return
-    _, left = burn(draft, pool, row.overage_nanos, OVERAGE, at, cause)
-    draft.pools.put(pool, replace(draft.pool(pool, at), overage_nanos=left))
-
-
-def give(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
-    """A new grant: active now, or when its time comes."""
-    if grant.effective_at <= at:
-        activate(draft, grant, at, cause)
-        repay(draft, grant.pool, at, cause)
-    else:
-        draft.grants.put(grant.id, grant)
-        draft.wake(grant.effective_at)
-    if draft.pools.get(grant.pool) is None:
-        draft.pools.put(grant.pool, draft.pool(grant.pool, at))
-
-
-def next_instant(draft: AccountDraft) -> int:
-    """The earliest instant at which stream time changes a grant."""
-    instants = [ends_at(g) if g.active else g.effective_at for g in draft.grants.values() if g.active or _pending(g)]
-    return min(instants, default=FOREVER)
-
-
-def advance_grants(draft: AccountDraft, at: int, cause: int = -1) -> None:
-    """Everything that happens to grants at exactly the instant `at`: expiries, activations, then repayment."""
-    grants = draft.grants.values()
-    for grant in grants:
-        if grant.active and ends_at(grant) <= at:
-            end(draft, grant, at, cause)
-    pools = []
-    for grant in sorted((g for g in grants if _pending(g) and g.effective_at <= at), key=burn_order):
-        if ends_at(grant) <= at:
-            draft.grants.remove(grant.id)
-            continue
-        activate(draft, grant, at, cause)
-        pools.append(grant.pool)
-    for pool in sorted(set(pools)):
-        repay(draft, pool, at, cause)
-
-
-def _pending(grant: GrantRow) -> bool:
-    """Not yet effective; a grant that has ended only lives on for its holds."""
-    return not grant.active and not grant.held_nanos
-
-
-def _known(instant: int) -> int | None:
-    return None if instant == FOREVER else instant

@@ -9,9 +9,8 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import commands, credits, holds
-from tallygate.pipeline.account import AccountDraft
-from tallygate.pipeline.credits import FOREVER
+from tallygate.pipeline import commands, grants, holds
+from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.memory import digest
 from tallygate.pipeline.metering import Measured, measure, record
@@ -89,14 +88,14 @@ def advanced(draft: Draft, customer: str) -> AccountDraft:
 
 
 def _next_instant(account: AccountDraft) -> int:
-    return min(holds.next_instant(account), credits.next_instant(account))
+    return min(holds.next_instant(account), grants.next_instant(account))
 
 
 def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
     """What stream time does at one instant: holds end, then grants end and begin."""
     for hold in sorted((h for h in account.holds.values() if h.expires_at <= at), key=lambda h: h.id):
         commands.end_of_time_to_live(draft, account, hold, at)
-    credits.advance_grants(account, at)
+    grants.advance(account, at)
 
 
 def _tick(draft: Draft) -> None:
@@ -234,13 +233,13 @@ def _balances(account: AccountDraft) -> tuple[PoolBalance, ...]:
     pools = sorted({leg.asset for leg in account.postings})
     found = []
     for name in pools:
-        grants = [grant for grant in account.grants.values() if grant.pool == name]
+        own = [grant for grant in account.grants.values() if grant.pool == name]
         row = account.pools.get(name)
         found.append(
             PoolBalance(
                 name,
-                sum(grant.balance_nanos for grant in grants),
-                sum(grant.held_nanos for grant in grants),
+                sum(grant.balance_nanos for grant in own),
+                sum(grant.held_nanos for grant in own),
                 row.overage_nanos if row else 0,
             )
         )

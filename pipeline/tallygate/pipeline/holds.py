@@ -7,8 +7,8 @@ expire or be forfeited under it until it ends.
 from msgspec.structs import replace
 
 from tallygate.pipeline import budgets, credits
-from tallygate.pipeline.account import AccountDraft
-from tallygate.pipeline.credits import FOREVER, Shares
+from tallygate.pipeline.account import FOREVER, AccountDraft
+from tallygate.pipeline.credits import Shares
 from tallygate.schemas.catalog import Feature
 from tallygate.schemas.journal import GrantRow, HeldShare, HoldRow
 from tallygate.schemas.ledger import OVERAGE, WRITE_OFF, breakage, consumed, granted, held
@@ -110,13 +110,13 @@ def _return(draft: AccountDraft, hold: HoldRow, share: HeldShare, nanos: int, at
     if not nanos:
         return
     grant = _holding(draft, share)
-    kept = replace(grant, held_nanos=grant.held_nanos - nanos)
-    if grant.active:
-        draft.move(held(hold.id), granted(grant.id), nanos, at, cause, hold.pool, grant, hold.feature)
-        kept = replace(kept, balance_nanos=kept.balance_nanos + nanos)
-    else:
-        draft.move(held(hold.id), breakage("expired"), nanos, at, cause, hold.pool, grant, hold.feature)
-    _put(draft, kept)
+    back = nanos if grant.active else 0
+    if share.cycle != grant.cycle:  # a reset or recurrence has passed under the hold: it returns what may roll over
+        back = min(back, max(0, grant.rollover_max_nanos - grant.balance_nanos))
+    lost = breakage("forfeited" if grant.active else "expired")
+    draft.move(held(hold.id), granted(grant.id), back, at, cause, hold.pool, grant, hold.feature)
+    draft.move(held(hold.id), lost, nanos - back, at, cause, hold.pool, grant, hold.feature)
+    _put(draft, replace(grant, held_nanos=grant.held_nanos - nanos, balance_nanos=grant.balance_nanos + back))
 
 
 def _holding(draft: AccountDraft, share: HeldShare) -> GrantRow:

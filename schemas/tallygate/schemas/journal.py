@@ -43,8 +43,19 @@ class PoolRow(_Row, frozen=True, tag="pool.v1"):
     period_at: int = 0
 
 
+class Recurrence(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Every `interval` (ISO 8601, like `P1M`) from `anchor` (ms) on, in both directions."""
+
+    interval: str
+    anchor: int
+
+
 class GrantRow(_Row, frozen=True, tag="grant.v1"):
-    """Credits given once. `balance_nanos` can be spent; `held_nanos` is set aside by holds."""
+    """Credits given once. `balance_nanos` can be spent; `held_nanos` is set aside by holds.
+
+    A recurrence sets the balance to the amount at `recurs_at`, the next one; a reset keeps between the two rollovers.
+    Either opens a new `cycle`.
+    """
 
     id: str
     pool: str
@@ -59,13 +70,19 @@ class GrantRow(_Row, frozen=True, tag="grant.v1"):
     category: str = "paid"
     price_nanos: int = 0
     active: bool = False
+    recurrence: Recurrence | None = None
+    recurs_at: int | None = None
+    rollover_min_nanos: int = 0
+    rollover_max_nanos: int = 0
+    cycle: int = 0
 
 
 class HeldShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a hold holds of a grant, or of a budget's scope."""
+    """What a hold holds of a grant (in that `cycle` of it), or of a budget's scope."""
 
     id: str
     nanos: int
+    cycle: int = 0
 
 
 class HoldRow(_Row, frozen=True, tag="hold.v1"):

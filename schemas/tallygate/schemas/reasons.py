@@ -32,6 +32,8 @@ class Reason(StrEnum):
     HOLD_UNKNOWN = "hold_unknown"
     HOLD_ENDED = "hold_ended"
     METER_UNKNOWN = "meter_unknown"
+    GRANT_UNKNOWN = "grant_unknown"
+    GRANT_ENDED = "grant_ended"
     UNPRICED = "unpriced"
 
 
