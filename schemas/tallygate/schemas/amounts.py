@@ -12,11 +12,11 @@ NANOS: Final = 1_000_000_000
 UNITS_MAX: Final = 10**15
 AMOUNT_NANOS_MAX: Final = UNITS_MAX * NANOS
 
-#: How an amount may be written in JSON, for the JSON Schemas. Readers take a little more: an exponent, more zeros.
+#: How an amount may be written in JSON, for the JSON Schemas. Readers take a sign and more zeros, too.
 AMOUNT_SCHEMA: Final[dict[str, Any]] = {
     "description": "A decimal string, or a JSON number read exactly; not negative, at most 9 decimal places.",
     "anyOf": [
-        {"type": "string", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,9})?$"},
+        {"type": "string", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,9})?([eE][+-]?[0-9]{1,2})?$"},
         {"type": "number", "minimum": 0, "maximum": UNITS_MAX},
     ],
 }
