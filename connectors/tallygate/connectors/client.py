@@ -1,0 +1,40 @@
+"""The client: ask Tallygate before the work, record after it what it took.
+
+    async with Tallygate("127.0.0.1:9092", service="checkout") as client:
+        async with client.reserve("acme", feature="llm", quantities={"output_tokens": 4096}) as hold:
+            reply = await call_the_model()
+            await hold.settle({"output_tokens": reply.tokens})
+
+A block that is left without `settle` releases its hold, and a block that the gate denies is not entered: `Denied` is
+raised. Where a denial is to be looked at, ask for the answer: `answer = await client.reserve(...)`.
+
+Amounts are ints, decimal strings or Decimals; a float raises TypeError. A call repeats itself with the same id until
+it is answered or its `timeout` (seconds; the client's unless given) is over, and then raises `NoAnswer`. A request that
+is wrong in itself raises `RefusedRequest`. `TallygateSync` has the same calls for programs without asyncio.
+"""
+
+from tallygate.connectors.client_async import Amount, Hold, Reservation, Tallygate
+from tallygate.connectors.client_errors import (
+    ClientClosed,
+    Denied,
+    NoAnswer,
+    NotConnected,
+    RefusedRequest,
+    TallygateError,
+)
+from tallygate.connectors.client_sync import HoldSync, TallygateSync
+
+__all__ = [
+    "Amount",
+    "ClientClosed",
+    "Denied",
+    "Hold",
+    "HoldSync",
+    "NoAnswer",
+    "NotConnected",
+    "RefusedRequest",
+    "Reservation",
+    "Tallygate",
+    "TallygateError",
+    "TallygateSync",
+]

@@ -1,0 +1,167 @@
+"""The client for programs without asyncio: the asyncio client, on a loop in a thread of its own."""
+
+import asyncio
+import concurrent.futures
+import functools
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from tallygate.connectors.client_async import (
+    IN_FLIGHT_MAX_DEFAULT,
+    TIMEOUT_SECONDS_DEFAULT,
+    Hold,
+    Reservation,
+    Tallygate,
+)
+from tallygate.connectors.client_errors import ClientClosed, Denied
+from tallygate.schemas.reasons import Reason
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """The same method of the object inside, waiting for its result."""
+
+    @functools.wraps(method)
+    def call(self: "TallygateSync | HoldSync", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self._run(method(self._inner, *args, **kwargs))
+        return result
+
+    return call
+
+
+class HoldSync:
+    """What `TallygateSync.reserve` was answered: look at it, or enter it with `with`."""
+
+    def __init__(self, inner: Hold, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._inner = inner
+        self._run = run
+        self.answer = inner.answer
+        self.id = inner.id
+        self.customer = inner.customer
+
+    @property
+    def allowed(self) -> bool:
+        return self.answer.allowed
+
+    @property
+    def reason(self) -> Reason:
+        return self.answer.reason
+
+    @property
+    def credits(self) -> str | None:
+        """What is held, as a decimal string."""
+        return self._inner.credits
+
+    @property
+    def expires_at(self) -> str | None:
+        """When the hold ends by itself, RFC 3339."""
+        return self._inner.expires_at
+
+    settle = _blocking(Hold.settle)
+    release = _blocking(Hold.release)
+
+    def __enter__(self) -> Self:
+        if not self.allowed:
+            raise Denied(self.answer)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._run(self._inner._leave(error))
+
+
+def _reserving(method: Callable[Concatenate[Any, P], Reservation]) -> Callable[Concatenate[Any, P], HoldSync]:
+    """`Tallygate.reserve`, asked at once."""
+
+    @functools.wraps(method)
+    def call(self: "TallygateSync", /, *args: P.args, **kwargs: P.kwargs) -> HoldSync:
+        return HoldSync(self._run(method(self._inner, *args, **kwargs)._ask()), self._run)
+
+    return call
+
+
+class TallygateSync:
+    """`Tallygate` without asyncio: the same arguments and calls, each waiting for its answer, for many threads.
+
+    `reserve` asks at once: its `HoldSync` has the answer; `with` enters it, or raises Denied.
+    """
+
+    def __init__(
+        self,
+        brokers: str,
+        *,
+        service: str,
+        timeout: float = TIMEOUT_SECONDS_DEFAULT,
+        in_flight_max: int = IN_FLIGHT_MAX_DEFAULT,
+        kafka: Mapping[str, str] | None = None,
+    ) -> None:
+        self._inner = Tallygate(brokers, service=service, timeout=timeout, in_flight_max=in_flight_max, kafka=kafka)
+        self._lock = threading.Lock()  # no call slips in behind the end of the loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> Self:
+        """Connects; `with` does it. Raises NotConnected when no broker answers in time, or a topic is missing."""
+        ready: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        with self._lock:
+            if self._loop is not None:
+                return self
+            self._thread = threading.Thread(target=_run_loop, args=(ready,), name="tallygate-client", daemon=True)
+            self._thread.start()
+            self._loop = ready.result()
+        try:
+            self._run(self._inner.start())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Ends the connections; calls in flight raise ClientClosed. Twice is once."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._wind_down(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+
+    async def _wind_down(self) -> None:
+        await self._inner.close()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    check = _blocking(Tallygate.check)
+    reserve = _reserving(Tallygate.reserve)
+    settle = _blocking(Tallygate.settle)
+    release = _blocking(Tallygate.release)
+    balance = _blocking(Tallygate.balance)
+    grant = _blocking(Tallygate.grant)
+    set_budget = _blocking(Tallygate.set_budget)
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        with self._lock:
+            if self._loop is None:
+                call.close()
+                raise ClientClosed("the client is not running: use it in a with block")
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C: nobody waits for it any more
+            raise
+
+
+def _run_loop(ready: "concurrent.futures.Future[asyncio.AbstractEventLoop]") -> None:
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        ready.set_result(loop)
+        loop.run_forever()
