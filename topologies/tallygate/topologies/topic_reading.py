@@ -1,0 +1,70 @@
+"""Topics read once from begin to end, for commands: no group is joined, nothing is waited for beyond the end."""
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from tallygate.connectors.consuming import LaneTrouble, consumer_config, replay
+from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
+from tallygate.schemas.records import Record
+from tallygate.topologies.settings import Settings
+
+TIMEOUT_SECONDS: Final = 10.0
+_GROUP: Final = "tallygate-reader"  # librdkafka asks for a name; no group is joined
+_LOOK_SECONDS: Final = 2.0
+
+
+class Bounds(dict[int, tuple[int, int]]):
+    """By partition: the first offset there is, and the one that the next record will have."""
+
+
+def bounds(settings: Settings, topic: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Bounds:
+    """Where a topic begins and ends now. Raises KafkaUnreachable, KafkaRefused."""
+    consumer = Consumer(
+        {**consumer_config(settings.kafka_brokers, _GROUP), **settings.kafka_config, "error_cb": lambda error: None}
+    )
+    until = time.monotonic() + timeout_seconds
+    try:
+        while True:
+            try:
+                return _look(consumer, settings, topic)
+            except KafkaException as error:
+                if time.monotonic() >= until:
+                    raise KafkaUnreachable(
+                        f"no Kafka answers at {settings.kafka_brokers} within {timeout_seconds:g} s: "
+                        f"{error.args[0].str()}; is the address right, and does it run?"
+                    ) from error
+    finally:
+        consumer.close()
+
+
+def _look(consumer: Consumer, settings: Settings, topic: str) -> Bounds:
+    found = consumer.list_topics(topic, timeout=_LOOK_SECONDS).topics[topic]
+    if found.error is not None:
+        if found.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            raise KafkaRefused(f"topic {topic} is missing on {settings.kafka_brokers}: run `tallygate topics`")
+        if found.error.retriable():
+            raise KafkaException(found.error)
+        raise KafkaRefused(f"topic {topic} on {settings.kafka_brokers} cannot be read: {found.error.str()}")
+    return Bounds(
+        (number, consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_LOOK_SECONDS, cached=False))
+        for number in sorted(found.partitions)
+    )
+
+
+def records(settings: Settings, topic: str, number: int, begin: int, end: int) -> Iterator[Record]:
+    """The records of a partition in `[begin, end)`, in order. Raises KafkaUnreachable."""
+    try:
+        yield from replay(
+            settings.kafka_brokers,
+            (topic, number),
+            begin,
+            end,
+            group=_GROUP,
+            patience_seconds=TIMEOUT_SECONDS,
+            client_config={**settings.kafka_config, "error_cb": lambda error: None},
+        )
+    except LaneTrouble as trouble:
+        raise KafkaUnreachable(str(trouble)) from trouble
