@@ -1,0 +1,116 @@
+"""What a worker asks of the cluster besides records: whether it is there, its topics, and where a partition begins and
+ends. A broker that is away is waited for, with one line when it goes and one when it is back.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from tallygate.schemas import topics
+from tallygate.topologies.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_ASK_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 0.5
+#: So long a broker may take to answer before people are told.
+_QUIET_SECONDS: Final = 1.0
+
+#: The topics without which a worker cannot start; the first three must have the same number of partitions.
+NEEDED: Final = (topics.JOURNAL, topics.USAGE, topics.REQUESTS, topics.CATALOG, topics.DEAD_LETTERS)
+
+
+class ClusterTrouble(Exception):
+    """The cluster is there and not as it must be; one line says what to do."""
+
+
+class Layout:
+    """`journal_id` is Kafka's own id of the journal topic: another cluster's, or one made anew, has another."""
+
+    def __init__(self, partitions: int, journal_id: str) -> None:
+        self.partitions = partitions
+        self.journal_id = journal_id
+
+
+class Cluster:
+    """Questions to the brokers. All methods belong to the event loop and wait for as long as the brokers are away."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._brokers = settings.kafka_brokers
+        try:
+            self._admin = AdminClient({**settings.librdkafka, "log_level": 2, "error_cb": lambda error: None})
+        except KafkaException as error:
+            raise ClusterTrouble(f"TALLYGATE_KAFKA_CONFIG: {error.args[0].str()}") from error
+
+    async def layout(self) -> Layout:
+        """The topics as they are. Raises `ClusterTrouble` where one is missing or counts differ."""
+
+        def ask() -> Any:
+            futures = self._admin.describe_topics(TopicCollection(list(NEEDED)), request_timeout=_ASK_SECONDS)
+            return {name: future.result() for name, future in futures.items()}
+
+        try:
+            found = await self._patiently(ask)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise ClusterTrouble(f"{self._brokers}: {error.args[0].str()}") from error
+            raise ClusterTrouble(
+                f"{self._brokers} has not all of Tallygate's topics ({', '.join(NEEDED)}): run `tallygate topics`"
+            ) from None
+        counts = {name: len(found[name].partitions) for name in NEEDED[:3]}
+        if len(set(counts.values())) != 1:
+            text = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ClusterTrouble(f"the inputs and the journal must have the same number of partitions: {text}")
+        return Layout(counts[topics.JOURNAL], str(found[topics.JOURNAL].topic_id))
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """The first offset there is, and the one that the next record will have."""
+        place = TopicPartition(topic, partition)
+
+        def ask() -> tuple[int, int]:
+            first = self._admin.list_offsets({place: OffsetSpec.earliest()}, request_timeout=_ASK_SECONDS)
+            last = self._admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=_ASK_SECONDS)
+            return next(iter(first.values())).result().offset, next(iter(last.values())).result().offset
+
+        try:
+            return await self._patiently(ask)
+        except KafkaException as error:
+            raise ClusterTrouble(f"{topic} partition {partition}: {error.args[0].str()}") from error
+
+    async def _patiently(self, ask: Callable[[], _T]) -> _T:
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                answer = await asyncio.to_thread(ask)
+            except KafkaException as error:
+                if not _passing(error.args[0]):
+                    raise
+                if not told and time.monotonic() - began > _QUIET_SECONDS:
+                    logger.warning("no Kafka at %s (%s); waiting for it", self._brokers, error.args[0].str())
+                    told = True
+            else:
+                if told:
+                    logger.warning("Kafka at %s is back", self._brokers)
+                return answer
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+def _passing(error: KafkaError) -> bool:
+    return error.retriable() or error.code() in (
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+    )

@@ -1,0 +1,205 @@
+"""The journal in Kafka: one batch appended is one transition, and what was appended is read back before it counts.
+
+The writer is aiokafka's, since it alone lets a caller close a batch: the broker appends it whole or not at all. It is
+idempotent, so its own retries never write a batch twice and it goes on through a broker's restart. The reader is a
+`Lane`, and recovery reads with `replay`, both librdkafka's.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.helpers import create_ssl_context
+
+from tallygate.connectors.consuming import LaneTrouble, replay
+from tallygate.connectors.lanes import Lane
+from tallygate.schemas.records import Chunk, Record
+from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL, JOURNAL_BATCH_BYTES_MAX
+from tallygate.topologies.cluster import Cluster
+from tallygate.topologies.ports import AppendUnknown, Pair
+from tallygate.topologies.settings import Settings
+
+#: librdkafka's names of what aiokafka calls otherwise; other librdkafka options do not concern it.
+_PRODUCER_OPTIONS: Final = {
+    "security.protocol": "security_protocol",
+    "sasl.mechanism": "sasl_mechanism",
+    "sasl.mechanisms": "sasl_mechanism",
+    "sasl.username": "sasl_plain_username",
+    "sasl.password": "sasl_plain_password",
+    "sasl.kerberos.service.name": "sasl_kerberos_service_name",
+    "client.id": "client_id",
+}
+_SSL_OPTIONS: Final = {
+    "ssl.ca.location": "cafile",
+    "ssl.certificate.location": "certfile",
+    "ssl.key.location": "keyfile",
+    "ssl.key.password": "password",
+}
+
+
+def producer_options(kafka_config: Mapping[str, str]) -> dict[str, Any]:
+    """aiokafka's arguments for the same connection as librdkafka's options describe."""
+    options: dict[str, Any] = {
+        ours: kafka_config[theirs] for theirs, ours in _PRODUCER_OPTIONS.items() if theirs in kafka_config
+    }
+    if "security_protocol" in options:
+        options["security_protocol"] = options["security_protocol"].upper()
+    if options.get("security_protocol", "").endswith("SSL"):
+        files = {ours: kafka_config[theirs] for theirs, ours in _SSL_OPTIONS.items() if theirs in kafka_config}
+        options["ssl_context"] = create_ssl_context(**files)
+    return options
+
+
+class JournalWriter:
+    """Appends batches; one for all partitions of a worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._timeout_seconds = settings.append_timeout_ms / 1000
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=settings.kafka_brokers,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=JOURNAL_BATCH_BYTES_MAX,
+            max_request_size=2 * JOURNAL_BATCH_BYTES_MAX,
+            request_timeout_ms=settings.append_timeout_ms,
+            retry_backoff_ms=20,
+            **producer_options(settings.kafka_config),
+        )
+
+    async def start(self) -> None:
+        await self._producer.start()
+
+    async def append(self, partition: int, records: Sequence[Pair], term: int, seq: int) -> None:
+        """Appends all records as one batch and returns when the broker has it. Raises `AppendUnknown`."""
+        batch = self._producer.create_batch()
+        headers = [(HEADER_TERM, b"%d" % term), (HEADER_SEQ, b"%d" % seq)]
+        for key, value in records:
+            taken = batch.append(timestamp=None, key=key, value=value, headers=headers)
+            assert taken is not None, "the owner keeps its batches below the limit"
+        batch.close()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await (await self._producer.send_batch(batch, JOURNAL, partition=partition))
+        except (KafkaError, TimeoutError) as error:
+            raise AppendUnknown(
+                f"journal partition {partition}: an append of {len(records)} records was not answered "
+                f"({_text(error, self._timeout_seconds)})"
+            ) from error
+
+    async def stop(self) -> None:
+        """Leaves the broker. Nothing is in flight, unless the process is ending for a reason of its own."""
+        try:
+            async with asyncio.timeout(1):
+                await self._producer.stop()
+        except TimeoutError:
+            return
+
+
+class JournalReader:
+    """Reads the journals of all partitions of a worker, each from where its owner wants it."""
+
+    def __init__(self, settings: Settings, trouble: Callable[[LaneTrouble], None]) -> None:
+        self._settings = settings
+        self._timeout_seconds = settings.append_timeout_ms / 1000
+        self._arrived: dict[int, deque[Chunk]] = {}
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._lane = Lane(
+            settings.kafka_brokers,
+            name="journal",
+            group=settings.group,
+            deliver=self._deliver,
+            trouble=trouble,
+            loop=asyncio.get_running_loop(),
+            client_config=settings.kafka_config,
+        )
+
+    def follow(self, partition: int, begin: int) -> None:
+        self._arrived[partition] = deque()
+        self._lane.start({(JOURNAL, partition): begin})
+
+    def leave(self, partition: int) -> None:
+        self._lane.drop([(JOURNAL, partition)])
+        self._arrived.pop(partition, None)
+
+    async def read(self, partition: int) -> Sequence[Record]:
+        """The next records of a followed partition. Raises `AppendUnknown` when none comes in time."""
+        arrived = self._arrived[partition]
+        if not arrived:
+            waiting = self._waiting[partition] = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    await waiting
+            except TimeoutError:
+                raise AppendUnknown(
+                    f"journal partition {partition}: what was appended did not come back within "
+                    f"{self._timeout_seconds:g} s"
+                ) from None
+            finally:
+                del self._waiting[partition]
+        chunk = arrived.popleft()
+        self._lane.done(chunk)
+        return chunk.records
+
+    async def replay(self, partition: int, begin: int, end: int, take: Callable[[Record], None]) -> None:
+        """Hands `[begin, end)` to `take`, in a thread of its own."""
+
+        def run() -> None:
+            records = replay(
+                self._settings.kafka_brokers,
+                (JOURNAL, partition),
+                begin,
+                end,
+                group=self._settings.group,
+                client_config=self._settings.kafka_config,
+            )
+            for record in records:
+                take(record)
+
+        await asyncio.to_thread(run)
+
+    def close(self) -> None:
+        self._lane.close()
+
+    def _deliver(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self._arrived[chunk.partition].append(chunk)
+            waiting = self._waiting.get(chunk.partition)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+
+class KafkaJournal:
+    """`ports.Journal` over Kafka."""
+
+    def __init__(self, partition: int, writer: JournalWriter, reader: JournalReader, cluster: Cluster) -> None:
+        self._partition = partition
+        self._writer = writer
+        self._reader = reader
+        self._cluster = cluster
+
+    async def bounds(self) -> tuple[int, int]:
+        return await self._cluster.bounds(JOURNAL, self._partition)
+
+    async def replay(self, begin: int, end: int, take: Callable[[Record], None]) -> None:
+        if begin < end:
+            await self._reader.replay(self._partition, begin, end, take)
+
+    def follow(self, begin: int) -> None:
+        self._reader.follow(self._partition, begin)
+
+    async def append(self, records: Sequence[Pair], term: int, seq: int) -> None:
+        await self._writer.append(self._partition, records, term, seq)
+
+    async def read(self) -> Sequence[Record]:
+        return await self._reader.read(self._partition)
+
+    def leave(self) -> None:
+        self._reader.leave(self._partition)
+
+
+def _text(error: BaseException, seconds: float) -> str:
+    return f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else str(error) or repr(error)
