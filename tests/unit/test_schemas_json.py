@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from tallygate.schemas import export, samples
+from tallygate.schemas import export
 from tallygate.schemas.catalog_file import CatalogError, read_catalog
 from tallygate.schemas.events import decode_events
 from tallygate.schemas.reasons import Refused
@@ -48,11 +48,9 @@ def test_the_schema_is_sound_and_its_examples_are_valid(name: str) -> None:
         Draft202012Validator(document).validate(example)
 
 
-def test_every_sample_is_an_example() -> None:
-    shown = [example for name in NAMES for example in schema(name)["examples"]]
-    for sample in samples.SAMPLES:
-        for value in (sample.full, sample.minimal):
-            assert msgspec.json.decode(msgspec.json.encode(value)) in shown, sample.name
+def cases(rows: list[tuple[Any, ...]]) -> list[Any]:
+    """A row each, named by its first column."""
+    return [pytest.param(*row[1:], id=row[0]) for row in rows]
 
 
 RESERVE = {"type": "tallygate.reserve.v1", "id": "r1", "customer": "acme", "feature": "llm"}
@@ -108,15 +106,15 @@ BAD_REQUESTS = [
 BAD_AMOUNTS = ["-1", -1, "NaN", "Infinity", "-Infinity", "1e400", "0.0000000001", "10000000000000000", 1e16, "1_000"]
 
 
-@pytest.mark.parametrize(("why", "document"), GOOD_REQUESTS)
-def test_a_good_request_is_valid_and_read(why: str, document: Any) -> None:
-    assert valid("request", document), why
+@pytest.mark.parametrize("document", cases(GOOD_REQUESTS))
+def test_a_good_request_is_valid_and_read(document: Any) -> None:
+    assert valid("request", document)
     parse_request(msgspec.json.encode(document))
 
 
-@pytest.mark.parametrize(("why", "document"), BAD_REQUESTS)
-def test_a_refused_request_is_invalid(why: str, document: Any) -> None:
-    assert not valid("request", document), why
+@pytest.mark.parametrize("document", cases(BAD_REQUESTS))
+def test_a_refused_request_is_invalid(document: Any) -> None:
+    assert not valid("request", document)
     with pytest.raises(Refused):
         parse_request(msgspec.json.encode(document))
 
@@ -156,15 +154,15 @@ BAD_EVENTS = [
 ]
 
 
-@pytest.mark.parametrize(("why", "document"), GOOD_EVENTS)
-def test_a_good_event_is_valid_and_read(why: str, document: Any) -> None:
-    assert valid("usage-event", document), why
+@pytest.mark.parametrize("document", cases(GOOD_EVENTS))
+def test_a_good_event_is_valid_and_read(document: Any) -> None:
+    assert valid("usage-event", document)
     decode_events(msgspec.json.encode(document), {})
 
 
-@pytest.mark.parametrize(("why", "document"), BAD_EVENTS)
-def test_a_refused_event_is_invalid(why: str, document: Any) -> None:
-    assert not valid("usage-event", document), why
+@pytest.mark.parametrize("document", cases(BAD_EVENTS))
+def test_a_refused_event_is_invalid(document: Any) -> None:
+    assert not valid("usage-event", document)
     with pytest.raises(Refused):
         decode_events(msgspec.json.encode(document), {})
 
@@ -188,8 +186,8 @@ BAD_CATALOGS = [
 ]
 
 
-@pytest.mark.parametrize(("why", "document"), BAD_CATALOGS)
-def test_a_refused_catalog_file_is_invalid(why: str, document: Any) -> None:
-    assert not valid("catalog-file", document), why
+@pytest.mark.parametrize("document", cases(BAD_CATALOGS))
+def test_a_refused_catalog_file_is_invalid(document: Any) -> None:
+    assert not valid("catalog-file", document)
     with pytest.raises(CatalogError, match=re.escape("c.yaml: ")):
         read_catalog(document, "c.yaml")
