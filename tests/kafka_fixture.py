@@ -99,9 +99,20 @@ def _container_or_local(stack: contextlib.ExitStack) -> Broker:
         return stack.enter_context(LocalKafka())
 
 
+def broker_without_topics() -> LocalKafka | ContainerKafka:
+    """To be entered by the test or module that wants it."""
+    return LocalKafka() if own_kind() == "a local broker" else ContainerKafka()
+
+
 @contextlib.contextmanager
 def own_broker() -> Iterator[LocalKafka | ContainerKafka]:
     """A broker for one test or module, with all topics declared."""
-    with LocalKafka() if own_kind() == "a local broker" else ContainerKafka() as broker:
+    with broker_without_topics() as broker:
         declare_topics({"bootstrap.servers": broker.bootstrap}, topic_specs(PARTITIONS))
         yield broker
+
+
+#: For tests of the local broker itself. Where there is no Docker either, they run and say what is missing.
+needs_java = pytest.mark.skipif(
+    own_kind() != "a local broker", reason="Kafka runs in containers here: no Java and Maven"
+)

@@ -15,8 +15,11 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from kafka_fixture import needs_java
 from tallygate.connectors import kafka_folder, kafka_local
 from tallygate.connectors.kafka_local import LocalKafka, LocalKafkaError
+
+pytestmark = needs_java
 
 WAIT_SECONDS = 30
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
+from kafka_fixture import broker_without_topics, needs_java
 from tallygate.connectors.kafka_admin import Difference, KafkaRefused, KafkaUnreachable, TopicReport, declare_topics
 from tallygate.connectors.kafka_fetch import fetch_jars, find_java
 from tallygate.connectors.kafka_local import LocalKafka
@@ -21,7 +22,7 @@ from tallygate.schemas.topics import TopicSpec, topic_specs
 @pytest.fixture(scope="module")
 def one_broker() -> Iterator[dict[str, str]]:
     """librdkafka's configuration for a broker that has no topics but those of these tests."""
-    with LocalKafka() as kafka:
+    with broker_without_topics() as kafka:
         yield {"bootstrap.servers": kafka.bootstrap}
 
 
@@ -162,6 +163,7 @@ def joined(first: LocalKafka, node: int, folder: Path) -> Iterator[None]:
         broker.wait()
 
 
+@needs_java
 def test_three_brokers_keep_three_copies(tmp_path: Path) -> None:
     with (
         LocalKafka(heap_mb=256) as first,

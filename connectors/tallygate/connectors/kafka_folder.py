@@ -129,7 +129,9 @@ def held(folder: Path) -> Iterator[int]:
 
 
 def free_mb(folder: Path) -> int:
-    return shutil.disk_usage(folder).free // (1024 * 1024)
+    """Of the disk that the folder is on, or will be on once it is made."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(there).free // (1024 * 1024)
 
 
 def disk_full(folder: Path) -> str:
