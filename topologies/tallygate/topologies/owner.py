@@ -285,7 +285,10 @@ class PartitionOwner:
 
     def _forget(self) -> None:
         """Once a day of stream time, drops the ids that are past remembering."""
-        gone = forgotten_range(self._state.row.stream_at)
+        stream_at = self._state.row.stream_at
+        if not stream_at:
+            return  # a new partition
+        gone = forgotten_range(stream_at)
         if gone[1] != self._remembered_from:
             self._remembered_from = gone[1]
             self._follower.flush(gone)
