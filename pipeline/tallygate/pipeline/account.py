@@ -9,17 +9,21 @@ from typing import Final, Generic, TypeVar
 from tallygate.pipeline.transition import Rows
 from tallygate.schemas.journal import (
     AccountRow,
+    Alert,
     BudgetRow,
     Cause,
     DecisionRecord,
     GrantRow,
     HoldRow,
     PoolRow,
+    RateLimitRow,
     Row,
     ScopeRow,
     Seen,
+    SubscriptionRow,
     UsageDelta,
     UsageRow,
+    ValueRow,
     decode_record,
     row_key,
     split_key,
@@ -31,7 +35,8 @@ R = TypeVar("R", bound=Row)
 _ABSENT: Final = object()
 #: Later than every instant (ms).
 FOREVER: Final = 1 << 62
-_USAGE_ROWS_CACHED: Final = 1000
+#: How many usage rows, values and rate limits of a customer stay in memory.
+_HISTORY_CACHED: Final = 1000
 
 
 class Table(Generic[R]):
@@ -67,9 +72,26 @@ class Table(Generic[R]):
 
 
 class Account:
-    """A customer as accepted: rows by kind and id. `burn` caches the burn order of the active grants by pool."""
+    """A customer as accepted: rows by kind and id.
 
-    __slots__ = ("budgets", "burn", "customer", "grants", "holds", "pools", "row", "scopes", "usage")
+    `burn` caches the burn order of the active grants by pool. `drains` is where rate limits stand (ns), in memory only.
+    """
+
+    __slots__ = (
+        "budgets",
+        "burn",
+        "customer",
+        "drains",
+        "grants",
+        "holds",
+        "pools",
+        "rate_limits",
+        "row",
+        "scopes",
+        "subscriptions",
+        "usage",
+        "values",
+    )
 
     def __init__(self, customer: str) -> None:
         self.customer = customer
@@ -79,7 +101,11 @@ class Account:
         self.holds: dict[str, HoldRow] = {}
         self.budgets: dict[str, BudgetRow] = {}
         self.scopes: dict[str, ScopeRow] = {}
+        self.rate_limits: dict[str, RateLimitRow] = {}
+        self.subscriptions: dict[str, SubscriptionRow] = {}
         self.usage: dict[str, UsageRow] = {}
+        self.values: dict[str, ValueRow] = {}
+        self.drains: dict[str, int] = {}
         self.burn: dict[str, tuple[str, ...]] = {}
 
     @classmethod
@@ -104,6 +130,10 @@ class Account:
                 self.budgets[id] = row
             case ScopeRow():
                 self.scopes[id] = row
+            case RateLimitRow():
+                self.rate_limits[id] = row
+            case SubscriptionRow():
+                self.subscriptions[id] = row
             case _:
                 raise AssertionError(f"no row of an account: {row!r}")
 
@@ -114,21 +144,26 @@ class AccountDraft:
     __slots__ = (
         "_rows",
         "account",
+        "alerts",
         "budgets",
         "burn",
         "causes",
         "customer",
         "decisions",
         "deltas",
+        "drains",
         "due_at",
         "grants",
         "holds",
         "pools",
         "postings",
+        "rate_limits",
         "row",
         "scopes",
         "seen",
+        "subscriptions",
         "usage",
+        "values",
     )
 
     def __init__(self, account: Account, rows: Rows) -> None:
@@ -142,13 +177,32 @@ class AccountDraft:
         self.holds = Table(account.holds)
         self.budgets = Table(account.budgets)
         self.scopes = Table(account.scopes)
+        self.rate_limits = Table(account.rate_limits)
+        self.subscriptions = Table(account.subscriptions)
         self.usage = Table(account.usage)
+        self.values = Table(account.values)
+        self.drains: dict[str, int] = {}
         self.burn = account.burn
         self.causes: list[Cause] = []
         self.postings: list[Posting] = []
         self.decisions: list[DecisionRecord] = []
         self.deltas: list[UsageDelta] = []
         self.seen: list[Seen] = []
+        self.alerts: list[Alert] = []
+
+    @property
+    def subscription(self) -> SubscriptionRow | None:
+        return self.subscriptions.get("")
+
+    @property
+    def anchor(self) -> int | None:
+        """From when the periods of the customer's plan count."""
+        subscription = self.subscription
+        return subscription.anchor if subscription else None
+
+    def drained_ns(self, key: str) -> int:
+        """When a rate limit has drained (ns)."""
+        return self.drains.get(key) or self.account.drains.get(key, 0)
 
     @property
     def changed(self) -> bool:
@@ -160,8 +214,11 @@ class AccountDraft:
             ("grant", self.grants),
             ("hold", self.holds),
             ("pool", self.pools),
+            ("rate_limit", self.rate_limits),
             ("scope", self.scopes),
+            ("subscription", self.subscriptions),
             ("usage", self.usage),
+            ("value", self.values),
         )
 
     def know(self, at: int) -> None:
@@ -169,8 +226,8 @@ class AccountDraft:
         if self.row is None:
             self.row = AccountRow(self.customer, at)
 
-    def pool(self, name: str, at: int) -> PoolRow:
-        return self.pools.get(name) or PoolRow(name, period_at=at)
+    def pool(self, name: str) -> PoolRow:
+        return self.pools.get(name) or PoolRow(name)
 
     def wake(self, at: int) -> None:
         """Stream time changes something at this instant."""
@@ -192,6 +249,10 @@ class AccountDraft:
             assert isinstance(found, UsageRow)
             row = found
         return row
+
+    def has_value(self, id: str) -> bool:
+        """Whether a `unique` meter has met this value."""
+        return self.values.get(id) is not None or self._rows.get(row_key(self.customer, "value", id)) is not None
 
     def put_usage(self, row: UsageRow) -> None:
         self.usage.put(usage_id(row.meter, row.hour, row.dimensions), row)
@@ -225,8 +286,12 @@ class AccountDraft:
         account = self.account
         account.row = self.row
         account.burn = self.burn
+        account.drains.update(self.drains)
         for _, table in self.tables():
             table.commit()
-        if len(account.usage) > _USAGE_ROWS_CACHED:
-            account.usage.clear()
+        for cache in (account.usage, account.values):
+            if len(cache) > _HISTORY_CACHED:
+                cache.clear()
+        if len(account.drains) > _HISTORY_CACHED:
+            account.drains = dict(sorted(account.drains.items(), key=lambda each: each[1])[_HISTORY_CACHED // 2 :])
         return account

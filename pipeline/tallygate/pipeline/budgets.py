@@ -2,21 +2,24 @@
 
 A budget's selector names dimensions and their values; `"*"` stands for each value, one allowance for each. A call with
 dimensions falls into the concrete scope of every budget whose selector it matches; the empty selector is the customer.
+A customer's own budget stands in for the plan's of the same name.
 """
 
-from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
 from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.tariff import Offer
+from tallygate.pipeline.windows import period_end, period_start
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.answers import LimitState
-from tallygate.schemas.instants import DAY_MS, HOUR_MS, format_instant, from_datetime, to_datetime
-from tallygate.schemas.journal import BudgetRow, HeldShare, ScopeRow, scope_text
+from tallygate.schemas.catalog import CREDITS_UNIT
+from tallygate.schemas.instants import format_instant
+from tallygate.schemas.journal import Alert, BudgetRow, HeldShare, ScopeRow, scope_text
 
-CREDITS = "credits"
-_WEEK_ANCHOR = 4 * DAY_MS  # 1970-01-05, a Monday
+_SOFT: Final = (100,)
 
 
 class Level(msgspec.Struct, frozen=True, gc=False):
@@ -35,28 +38,45 @@ class Level(msgspec.Struct, frozen=True, gc=False):
         return self.asked_nanos <= self.remaining_nanos
 
 
+def budgets_of(draft: AccountDraft, offer: Offer) -> list[BudgetRow]:
+    """The customer's own budgets, and those of the plan, counted from the subscription's anchor."""
+    found = draft.budgets.values()
+    if offer.budgets:
+        names = {budget.name for budget in found}
+        anchor = draft.anchor
+        found += [replace(each, anchor=anchor) for each in offer.budgets if each.name not in names]
+    return found
+
+
 def levels(
-    draft: AccountDraft, dimensions: dict[str, str], credits_nanos: int, quantities: dict[str, int], at: int
+    draft: AccountDraft,
+    offer: Offer,
+    dimensions: dict[str, str],
+    credits_nanos: int,
+    quantities: dict[str, int],
+    at: int,
 ) -> list[Level]:
     """Every budget that a call falls under, narrowest first, as it stands at `at`."""
     found = []
-    for budget in draft.budgets.values():
-        if budget.unit == CREDITS:
+    for budget in budgets_of(draft, offer):
+        if budget.unit == CREDITS_UNIT:
             asked = credits_nanos
         elif budget.unit in quantities:
             asked = quantities[budget.unit]
         else:
             continue
-        scope = _concrete(budget, dimensions)
+        scope = concrete(budget.scope, dimensions)
         if scope is not None:
-            found.append(Level(budget, _scope_row(draft, budget, scope, at), asked))
-    found.sort(key=lambda level: (-len(level.budget.scope), level.scope.id))
+            found.append(Level(budget, scope_row(draft, budget, scope, at), asked))
+    if len(found) > 1:
+        found.sort(key=lambda level: (-len(level.budget.scope), level.scope.id))
     return found
 
 
-def _concrete(budget: BudgetRow, dimensions: dict[str, str]) -> dict[str, str] | None:
+def concrete(selector: dict[str, str], dimensions: dict[str, str]) -> dict[str, str] | None:
+    """The scope in which a call with these dimensions falls, or None."""
     scope = {}
-    for name, wanted in budget.scope.items():
+    for name, wanted in selector.items():
         value = dimensions.get(name)
         if value is None or (wanted not in ("*", value)):
             return None
@@ -64,14 +84,15 @@ def _concrete(budget: BudgetRow, dimensions: dict[str, str]) -> dict[str, str] |
     return scope
 
 
-def _scope_row(draft: AccountDraft, budget: BudgetRow, scope: dict[str, str], at: int) -> ScopeRow:
+def scope_row(draft: AccountDraft, budget: BudgetRow, scope: dict[str, str], at: int) -> ScopeRow:
+    """Where a budget stands in one scope: afresh when its period has rolled over, with what is held still held."""
     id = f"{budget.name}\0{scope_text(scope)}"
-    start = period_start(budget.period, at)
+    start = period_start(budget.period, at, budget.anchor)
     row = draft.scopes.get(id)
     if row is None:
         return ScopeRow(id, budget.name, scope, start)
     if row.period_at != start:
-        return replace(row, period_at=start, used_nanos=0)
+        return replace(row, period_at=start, used_nanos=0, alerted=0)
     return row
 
 
@@ -87,22 +108,46 @@ def unhold(draft: AccountDraft, shares: tuple[HeldShare, ...]) -> None:
     """Give what a hold holds of its levels back."""
     for share in shares:
         row = draft.scopes.get(share.id)
-        if row is None:
-            continue  # the budget was removed under the hold
+        assert row is not None, f"a hold holds of scope {share.id!r}, which is gone"
         assert row.held_nanos >= share.nanos, f"scope {share.id!r} holds less than its holds"
         draft.scopes.put(row.id, replace(row, held_nanos=row.held_nanos - share.nanos))
 
 
-def consume(draft: AccountDraft, found: list[Level]) -> None:
+def consume(draft: AccountDraft, found: list[Level], at: int, cause: int) -> None:
     """Count what is asked as used in every level; it may pass the limit, since the work has happened."""
     for level in found:
-        row = level.scope
-        draft.scopes.put(row.id, replace(row, used_nanos=row.used_nanos + level.asked_nanos))
+        if not level.asked_nanos:
+            continue
+        row = replace(level.scope, used_nanos=level.scope.used_nanos + level.asked_nanos)
+        reached = _reached(level.budget, row)
+        if reached > row.alerted:
+            row = replace(row, alerted=reached)
+            draft.alerts.append(
+                Alert(
+                    level.budget.name,
+                    row.scope,
+                    level.budget.unit,
+                    reached,
+                    level.budget.limit_nanos,
+                    row.used_nanos,
+                    row.period_at,
+                    at,
+                    cause,
+                )
+            )
+        draft.scopes.put(row.id, row)
+
+
+def _reached(budget: BudgetRow, row: ScopeRow) -> int:
+    """The highest threshold (per cent) that use has reached; a soft budget reports its limit, too."""
+    thresholds = budget.thresholds if budget.hard and not budget.observe else (*budget.thresholds, *_SOFT)
+    reached = [each for each in thresholds if row.used_nanos * 100 >= each * budget.limit_nanos]
+    return max(reached, default=0)
 
 
 def limit_state(level: Level) -> LimitState:
     budget, row = level.budget, level.scope
-    ends = period_end(budget.period, row.period_at)
+    ends = period_end(budget.period, row.period_at, budget.anchor)
     return LimitState(
         kind="budget",
         name=budget.name,
@@ -116,55 +161,20 @@ def limit_state(level: Level) -> LimitState:
         scope=row.scope,
         hard=budget.hard,
         resets_at=None if ends is None else format_instant(ends),
+        observe=budget.observe,
     )
 
 
-def states(draft: AccountDraft, at: int) -> tuple[LimitState, ...]:
-    """Every budget's every scope that has been used, and whole-customer budgets that have not."""
+def states(draft: AccountDraft, offer: Offer, at: int) -> tuple[LimitState, ...]:
+    """Every budget in every scope that has been used, and budgets of one scope that has not."""
     found: list[LimitState] = []
-    for budget in sorted(draft.budgets.values(), key=lambda b: b.name):
+    for budget in sorted(budgets_of(draft, offer), key=lambda b: b.name):
         scopes = [row.scope for row in draft.scopes.values() if row.budget == budget.name]
         if not scopes and "*" not in budget.scope.values():
             scopes = [dict(budget.scope)]
         found.extend(
-            limit_state(Level(budget, _scope_row(draft, budget, scope, at), 0))
+            limit_state(Level(budget, scope_row(draft, budget, scope, at), 0))
             for scope in sorted(scopes, key=scope_text)
-            if _concrete(budget, scope) is not None
+            if concrete(budget.scope, scope) is not None
         )
     return tuple(found)
-
-
-def period_start(period: str, at: int) -> int:
-    """The start of the period that holds the instant; periods are aligned in UTC, weeks start on Monday."""
-    match period:
-        case "lifetime":
-            return 0
-        case "hour":
-            return at - at % HOUR_MS
-        case "day":
-            return at - at % DAY_MS
-        case "week":
-            return at - (at - _WEEK_ANCHOR) % (7 * DAY_MS)
-        case "month":
-            day = to_datetime(at)
-            return from_datetime(day.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
-        case _:
-            raise AssertionError(f"no period: {period}")
-
-
-def period_end(period: str, start: int) -> int | None:
-    """When the period that starts at `start` ends; None for a lifetime."""
-    match period:
-        case "lifetime":
-            return None
-        case "hour":
-            return start + HOUR_MS
-        case "day":
-            return start + DAY_MS
-        case "week":
-            return start + 7 * DAY_MS
-        case "month":
-            later: datetime = to_datetime(start) + timedelta(days=32)
-            return from_datetime(later.replace(day=1))
-        case _:
-            raise AssertionError(f"no period: {period}")

@@ -57,6 +57,6 @@ def burn(
         draft.grants.put(grant.id, replace(grant, balance_nanos=grant.balance_nanos - share.nanos))
         draft.move(granted(grant.id), target, share.nanos, at, cause, pool, grant, feature)
     if paid := nanos - uncovered:
-        row = draft.pool(pool, at)
+        row = draft.pool(pool)
         draft.pools.put(pool, replace(row, grant_usage_nanos=row.grant_usage_nanos + paid))
     return shares, uncovered

@@ -9,11 +9,9 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import commands, grants, holds
+from tallygate.pipeline import commands, grants, holds, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
-from tallygate.pipeline.memory import digest
-from tallygate.pipeline.metering import Measured, measure, record
 from tallygate.pipeline.replay import due_customer, due_range
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState
@@ -23,18 +21,14 @@ from tallygate.pipeline.transition import (
     Outcome,
     RefusedInput,
     RequestInput,
-    Source,
     Tick,
     Transition,
     UsageInput,
 )
-from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.catalog import Catalog
-from tallygate.schemas.instants import format_instant
 from tallygate.schemas.journal import (
     PARTITION_KEY,
     AccountRow,
-    Cause,
     Entry,
     PartitionRow,
     PoolBalance,
@@ -42,8 +36,7 @@ from tallygate.schemas.journal import (
     entry_key,
     row_key,
 )
-from tallygate.schemas.reasons import Reason, Refused
-from tallygate.schemas.requests import Balance, Check
+from tallygate.schemas.reasons import Refused
 
 _DEFAULT_RULES = Rules()
 
@@ -59,7 +52,7 @@ def decide(
             case RequestInput():
                 draft.meet(each.source)
                 commands.answer(draft, each, advanced(draft, each.request.customer))
-                reads_only = reads_only and isinstance(each.request, Check | Balance)
+                reads_only = reads_only and isinstance(each.request, commands.READS)
             case UsageInput():
                 draft.meet(each.source)
                 _usage(draft, each)
@@ -94,7 +87,7 @@ def _next_instant(account: AccountDraft) -> int:
 def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
     """What stream time does at one instant: holds end, then grants end and begin."""
     for hold in sorted((h for h in account.holds.values() if h.expires_at <= at), key=lambda h: h.id):
-        commands.end_of_time_to_live(draft, account, hold, at)
+        reservations.end_of_time_to_live(draft, account, hold, at)
     grants.advance(account, at)
 
 
@@ -114,43 +107,13 @@ def _refused(draft: Draft, each: RefusedInput) -> None:
 def _usage(draft: Draft, each: UsageInput) -> None:
     """Count a record's events: all of them, or none and the record is a dead letter."""
     try:
-        measured = [_measured(draft, event, each.source) for event in each.events]
+        read = [usage.read(draft, event, each.source) for event in each.events]
     except Refused as refused:
         draft.dead_letters.append(DeadLetter(each.source, refused.reason, refused.message))
         draft.outcomes.append(Outcome("usage", "refused", refused.reason))
         return
-    for one in measured:
-        _count(draft, one, each.source)
-
-
-def _measured(draft: Draft, event: object, source: Source) -> Measured:
-    measured = measure(draft.tariff, event, source.at)  # type: ignore[arg-type]
-    ahead = measured.at - draft.stream_at
-    if ahead > draft.rules.future_ms_max:
-        raise Refused(
-            Reason.TIME_IN_FUTURE,
-            f"time {format_instant(measured.at)} is {from_nanos(ahead * 1_000_000)} s ahead: check that clock",
-        )
-    return measured
-
-
-def _count(draft: Draft, one: Measured, source: Source) -> None:
-    event = one.event
-    id = digest(event.subject, "event", event.source, event.id)
-    if draft.seen(id) is not None:
-        draft.duplicates += 1
-        return
-    account = advanced(draft, event.subject)
-    account.know(draft.stream_at)
-    cause = account.cause(Cause(source.topic, source.partition, source.offset, event.id))
-    late = draft.stream_at - one.at > draft.rules.grace_ms
-    record(account, draft.tariff, one.quantities, one.dimensions, one.at, late, cause)
-    for name, cost in one.costs.items():
-        feature = draft.tariff.features[name]
-        holds.charge(account, feature.pool, cost, name, feature, draft.stream_at, cause)
-    commands.spend_budgets(account, sum(one.costs.values()), one.quantities, one.dimensions, draft.stream_at)
-    draft.remember(account, id)
-    draft.events += 1
+    for one in read:
+        usage.take(draft, advanced(draft, one.event.subject), one, each.source)
 
 
 def _finish(draft: Draft, reads_only: bool) -> Transition:
@@ -219,6 +182,7 @@ def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
         usage=tuple(account.deltas),
         balances=_balances(account),
         seen=tuple(account.seen),
+        alerts=tuple(account.alerts),
     )
 
 

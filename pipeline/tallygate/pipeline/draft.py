@@ -1,16 +1,20 @@
 """A transition in the making: what `decide` collects over a run of inputs."""
 
+from decimal import Decimal
+
 import msgspec
 
 from tallygate.pipeline.account import AccountDraft
-from tallygate.pipeline.metering import Tariff
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState
-from tallygate.pipeline.transition import DeadLetter, Outcome, Reply, Route, Source
+from tallygate.pipeline.tariff import Tariff
+from tallygate.pipeline.transition import DeadLetter, Outcome, Reply, RequestInput, Route, Source
+from tallygate.schemas.amounts import AmountError, quantity_nanos
 from tallygate.schemas.answers import Answer, encode_answer
 from tallygate.schemas.instants import format_instant
-from tallygate.schemas.journal import Seen
-from tallygate.schemas.reasons import Reason
+from tallygate.schemas.journal import Cause, Seen
+from tallygate.schemas.reasons import Reason, Refused
+from tallygate.schemas.requests import OPS
 
 
 class Draft:
@@ -53,6 +57,24 @@ class Draft:
         self._seen[digest] = memory
         account.seen.append(Seen(digest.hex(), msgspec.Raw(memory)))
 
+    def answer(self, each: RequestInput, reason: Reason = Reason.ALLOWED) -> Answer:
+        """The answer to a request, as plain as it can be."""
+        request = each.request
+        return Answer(
+            id=request.id,
+            op=OPS[type(request)],
+            customer=request.customer,
+            allowed=reason is Reason.ALLOWED,
+            reason=reason,
+            at=format_instant(self.stream_at),
+            catalog=self.tariff.version,
+        )
+
+    def cause(self, account: AccountDraft, each: RequestInput) -> int:
+        """The index of this request among the causes of what follows."""
+        source = each.source
+        return account.cause(Cause(source.topic, source.partition, source.offset, each.request.id))
+
     def refuse(self, route: Route | None, id: str, op: str, customer: str, reason: Reason, message: str) -> None:
         """Answer that a request is wrong in itself. Nothing is decided, nothing remembered."""
         self.outcomes.append(Outcome(op, "refused", reason))
@@ -69,3 +91,11 @@ class Draft:
             message=message,
         )
         self.replies.append(Reply(route, encode_answer(refusal)))
+
+
+def amount(field: str, value: Decimal) -> int:
+    """Nanos of a request's amount; `Refused` names the field."""
+    try:
+        return quantity_nanos(value)
+    except AmountError as error:
+        raise Refused(Reason.QUANTITY_INVALID, f"{field}: {error}") from None

@@ -20,20 +20,23 @@ def ends_at(grant: GrantRow) -> int:
 
 
 def next_instant(draft: AccountDraft) -> int:
-    """The earliest instant at which stream time changes a grant."""
-    return min((_changes_at(grant) for grant in draft.grants.values()), default=FOREVER)
+    """The earliest instant at which stream time changes a grant or resets a pool."""
+    first = min((_changes_at(grant) for grant in draft.grants.values()), default=FOREVER)
+    return min([first, *(pool.resets_at for pool in draft.pools.values() if pool.resets_at is not None)])
 
 
 def _changes_at(grant: GrantRow) -> int:
     if grant.active:
         end = ends_at(grant)
         return end if grant.recurs_at is None else min(end, grant.recurs_at)
-    return grant.effective_at if _pending(grant) else FOREVER
+    if _pending(grant):
+        return grant.effective_at
+    return FOREVER if grant.expires_at is None or grant.held_nanos else grant.expires_at
 
 
 def _pending(grant: GrantRow) -> bool:
-    """Not yet effective; a grant that has ended only lives on for its holds."""
-    return not grant.active and not grant.held_nanos
+    """Not yet effective."""
+    return not grant.active and not grant.ended
 
 
 def give(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
@@ -45,7 +48,7 @@ def give(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
         draft.grants.put(grant.id, grant)
         draft.wake(grant.effective_at)
     if draft.pools.get(grant.pool) is None:
-        draft.pools.put(grant.pool, draft.pool(grant.pool, at))
+        draft.pools.put(grant.pool, draft.pool(grant.pool))
 
 
 def advance(draft: AccountDraft, at: int, resets: tuple[str, ...] = (), preserve_overage: bool = False) -> None:
@@ -53,17 +56,21 @@ def advance(draft: AccountDraft, at: int, resets: tuple[str, ...] = (), preserve
     end_due(draft, at)
     for pool in resets:
         reset(draft, pool, at, -1, preserve_overage)
+    for row in draft.pools.values():
+        if row.resets is not None and row.resets_at is not None and row.resets_at <= at:
+            reset(draft, row.pool, at, -1, row.preserve_overage)
+            again = next_after(row.resets, at)
+            draft.pools.put(row.pool, replace(draft.pool(row.pool), resets_at=again))
     begin_due(draft, at)
 
 
 def end_due(draft: AccountDraft, at: int) -> None:
     for grant in draft.grants.values():
-        if ends_at(grant) > at:
-            continue
-        if grant.active:
-            end(draft, grant, at, -1)
-        elif _pending(grant):
-            draft.grants.remove(grant.id)
+        if ends_at(grant) <= at:
+            if grant.active:
+                end(draft, grant, at, -1)
+            elif _pending(grant) or not (grant.held_nanos or outlives(grant, at)):
+                draft.grants.remove(grant.id)
 
 
 def begin_due(draft: AccountDraft, at: int) -> None:
@@ -87,10 +94,25 @@ def end(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
     why = breakage("voided" if voided else "expired")
     draft.move(granted(grant.id), why, grant.balance_nanos, at, cause, grant.pool, grant)
     draft.reordered()
-    if grant.held_nanos:
-        draft.grants.put(grant.id, replace(grant, active=False, balance_nanos=0))
+    if grant.held_nanos or outlives(grant, at):
+        draft.grants.put(grant.id, replace(grant, active=False, ended=True, balance_nanos=0))
     else:
         draft.grants.remove(grant.id)
+
+
+def void(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
+    """End a grant before its time; one that has not begun leaves nothing."""
+    voided = replace(grant, voided_at=at)
+    if grant.active:
+        draft.grants.put(grant.id, voided)
+        end(draft, voided, at, cause)
+    else:
+        draft.grants.remove(grant.id)
+
+
+def outlives(grant: GrantRow, at: int) -> bool:
+    """Whether an ended grant is kept: a voided one until it would have expired, for what may come back to it."""
+    return grant.expires_at is None or grant.expires_at > at
 
 
 def reset(draft: AccountDraft, pool: str, at: int, cause: int, preserve_overage: bool) -> None:
@@ -100,13 +122,13 @@ def reset(draft: AccountDraft, pool: str, at: int, cause: int, preserve_overage:
         draft.move(granted(grant.id), breakage("forfeited"), grant.balance_nanos, at, cause, pool, grant)
         draft.move(issued(grant.category), granted(grant.id), kept, at, cause, pool, grant)
         draft.grants.put(grant.id, replace(grant, balance_nanos=kept, cycle=grant.cycle + 1))
-    row = draft.pool(pool, at)
+    row = draft.pool(pool)
     draft.pools.put(pool, replace(row, usage_nanos=0, grant_usage_nanos=0, period_at=at))
     if preserve_overage:
         repay(draft, pool, at, cause)
     elif row.overage_nanos:
         draft.move(breakage("overage_dropped"), OVERAGE, row.overage_nanos, at, cause, pool)
-        draft.pools.put(pool, replace(draft.pool(pool, at), overage_nanos=0))
+        draft.pools.put(pool, replace(draft.pool(pool), overage_nanos=0))
 
 
 def repay(draft: AccountDraft, pool: str, at: int, cause: int) -> None:
@@ -115,7 +137,7 @@ def repay(draft: AccountDraft, pool: str, at: int, cause: int) -> None:
     if row is None or not row.overage_nanos:
         return
     _, left = burn(draft, pool, row.overage_nanos, OVERAGE, at, cause)
-    draft.pools.put(pool, replace(draft.pool(pool, at), overage_nanos=left))
+    draft.pools.put(pool, replace(draft.pool(pool), overage_nanos=left))
 
 
 def begin(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from tallygate.schemas.journal import HeldShare
 from tallygate.schemas.requests import Request, encode_request
 
 
@@ -34,8 +35,35 @@ class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     settled_by: str = ""
 
 
+class Charge(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a feature was charged for an event: by which grants, what is owed in which pool."""
+
+    feature: str
+    pool: str
+    cost_nanos: int
+    shares: tuple[HeldShare, ...]
+    overage_nanos: int
+
+
+class CountedEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """An event that was counted, as far as undoing it needs: `at` its own time, `counted_at` stream time then.
+
+    `allowances` is what fell to the included allowances, by scope; `voided`: it was undone.
+    """
+
+    type: str
+    at: int
+    counted_at: int
+    quantities: dict[str, int]
+    dimensions: dict[str, str]
+    charges: tuple[Charge, ...] = ()
+    allowances: tuple[HeldShare, ...] = ()
+    voided: bool = False
+
+
 _encode = msgspec.json.Encoder().encode
 _remembered: msgspec.json.Decoder[Remembered] = msgspec.json.Decoder(Remembered)
+_counted: msgspec.json.Decoder[CountedEvent] = msgspec.json.Decoder(CountedEvent)
 _ended: msgspec.json.Decoder[EndedHold] = msgspec.json.Decoder(EndedHold)
 
 
@@ -50,7 +78,7 @@ def content_of(request: Request) -> str:
     return blake2b(encode_request(request), digest_size=16).hexdigest()
 
 
-def encode_memory(memory: Remembered | EndedHold) -> bytes:
+def encode_memory(memory: Remembered | EndedHold | CountedEvent) -> bytes:
     return _encode(memory)
 
 
@@ -60,3 +88,7 @@ def decode_remembered(memory: bytes) -> Remembered:
 
 def decode_ended(memory: bytes) -> EndedHold:
     return _ended.decode(memory)
+
+
+def decode_counted(memory: bytes) -> CountedEvent:
+    return _counted.decode(memory)

@@ -1,90 +1,71 @@
-"""Meters and rates: from events to quantities, from quantities to credits.
+"""Meters: from events and calls to quantities, hour by hour of the event's own time.
 
-The cost of one event (or call) and meter is its quantity times the rate, rounded half up to a nano: the one rounding in
-Tallygate, so that a total does not depend on how events were grouped.
+A meter's hour is a sum, a count, the least, greatest or latest value, or the number of distinct ones. What a call adds
+to its bill is what it adds to a sum or count, by how much it raises the greatest value, or whether a value is new.
 """
 
 from decimal import Decimal
+from hashlib import blake2b
 
 import msgspec
+from msgspec.structs import replace
 
 from tallygate.pipeline.account import AccountDraft
-from tallygate.schemas.amounts import AmountError, quantity_nanos
-from tallygate.schemas.catalog import Catalog, Feature, Meter, Rate
+from tallygate.pipeline.tariff import Tariff
+from tallygate.schemas.amounts import NANOS, AmountError, quantity_nanos
+from tallygate.schemas.catalog import Feature, Meter
 from tallygate.schemas.events import NAME_MAX, UsageEvent
 from tallygate.schemas.instants import HOUR_MS
-from tallygate.schemas.journal import UsageDelta
+from tallygate.schemas.journal import UsageDelta, UsageRow, ValueRow, usage_id
 from tallygate.schemas.reasons import Reason, Refused
 
 
-class Tariff:
-    """A catalog prepared for look-ups."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-        self.version = catalog.version
-        self.meters = {meter.name: meter for meter in catalog.meters}
-        self.features = {feature.name: feature for feature in catalog.features}
-        self.feature_of = {meter: feature for feature in catalog.features for meter in feature.meters}
-        self.meters_of_type: dict[str, list[Meter]] = {}
-        for meter in catalog.meters:
-            self.meters_of_type.setdefault(meter.event_type, []).append(meter)
-        self._rates: dict[str, list[Rate]] = {}
-        for feature in catalog.features:
-            for rate in feature.rates:
-                self._rates.setdefault(rate.meter, []).append(rate)
-        for rates in self._rates.values():  # the most specific first, then the latest
-            rates.sort(key=lambda rate: (-len(rate.when), -rate.since))
-
-    def cost(self, meter: str, quantity: int, dimensions: dict[str, str], at: int) -> int:
-        """Nanos of credits for a quantity of a meter at an instant; a meter without rates costs nothing."""
-        rates = self._rates.get(meter)
-        if rates is None:
-            return 0
-        for rate in rates:
-            if rate.since <= at and all(dimensions.get(k) == v for k, v in rate.when.items()):
-                return (2 * quantity * rate.credits_nanos + rate.per_nanos) // (2 * rate.per_nanos)
-        named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
-        raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
-
-    def call_cost(self, quantities: dict[str, int], dimensions: dict[str, str], at: int) -> int:
-        return sum(self.cost(meter, quantity, dimensions, at) for meter, quantity in quantities.items())
-
-
 class Measured(msgspec.Struct, frozen=True, gc=False):
-    """One event as its meters see it: quantities by meter, the cost by feature, its dimensions and its instant."""
+    """One event as its meters see it: a quantity by meter, the values that `unique` meters look at, its dimensions."""
 
     event: UsageEvent
     at: int
     quantities: dict[str, int]
-    costs: dict[str, int]
+    values: dict[str, str]
     dimensions: dict[str, str]
 
 
 def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
-    """What an event amounts to; `Refused` where it amounts to nothing."""
+    """What an event amounts to; `Refused` where it amounts to nothing or has no price."""
     meters = tariff.meters_of_type.get(event.type)
     if meters is None:
         raise Refused(Reason.TYPE_UNKNOWN, f"no meter counts events of type {event.type!r}")
     quantities: dict[str, int] = {}
+    values: dict[str, str] = {}
+    data = event.data
+    counts = False
     for meter in meters:
+        if meter.where and not _matches(meter, data):
+            counts = True
+            continue
         if meter.aggregation == "count":
-            quantities[meter.name] = 1_000_000_000
-        elif meter.value in event.data:
-            quantities[meter.name] = _quantity(meter, event.data[meter.value])
-    if not quantities:
+            quantities[meter.name] = NANOS
+        elif meter.value not in data:
+            continue
+        elif meter.aggregation == "unique":
+            quantities[meter.name] = NANOS
+            values[meter.name] = str(data[meter.value])
+        else:
+            quantities[meter.name] = _quantity(meter, data[meter.value])
+    if not quantities and not counts:
         wanted = ", ".join(sorted(meter.value for meter in meters))
         raise Refused(Reason.QUANTITY_INVALID, f"data has none of: {wanted}")
-    dimensions = _dimensions(meters, event)
+    dimensions = _dimensions(meters, data)
     at = event.at
     if at is None:
         at = arrived_at
-    costs: dict[str, int] = {}
     for name, quantity in quantities.items():
-        feature = tariff.feature_of.get(name)
-        if feature is not None:
-            costs[feature.name] = costs.get(feature.name, 0) + tariff.cost(name, quantity, dimensions, at)
-    return Measured(event, at, quantities, costs, dimensions)
+        tariff.cost(name, quantity, dimensions, at)
+    return Measured(event, at, quantities, values, dimensions)
+
+
+def _matches(meter: Meter, data: dict[str, object]) -> bool:
+    return all(_text(data.get(name)) in wanted for name, wanted in meter.where.items())
 
 
 def _quantity(meter: Meter, value: object) -> int:
@@ -94,18 +75,26 @@ def _quantity(meter: Meter, value: object) -> int:
         raise Refused(Reason.QUANTITY_INVALID, f"data.{meter.value}: {error}") from None
 
 
-def _dimensions(meters: list[Meter], event: UsageEvent) -> dict[str, str]:
+def _dimensions(meters: list[Meter], data: dict[str, object]) -> dict[str, str]:
     found = {}
-    for name in dict.fromkeys(d for meter in meters for d in meter.dimensions):
-        value = event.data.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool | int | Decimal):
-            value = str(value).lower()
-        if not isinstance(value, str) or not 0 < len(value) <= NAME_MAX or not value.isprintable():
-            raise Refused(Reason.MALFORMED, f"data.{name}: a dimension is 1 to {NAME_MAX} printable characters")
-        found[name] = value
+    for meter in meters:
+        for name in meter.dimensions:
+            if name in found or data.get(name) is None:
+                continue
+            value = _text(data[name])
+            if value is None or not 0 < len(value) <= NAME_MAX or not value.isprintable():
+                raise Refused(Reason.MALFORMED, f"data.{name}: a dimension is 1 to {NAME_MAX} printable characters")
+            found[name] = value
     return found
+
+
+def _text(value: object) -> str | None:
+    """A property as a dimension's text; booleans as in JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | Decimal):
+        return str(value).lower()
+    return None
 
 
 def call_quantities(feature: Feature, tariff: Tariff, asked: dict[str, Decimal]) -> dict[str, int]:
@@ -121,7 +110,7 @@ def call_quantities(feature: Feature, tariff: Tariff, asked: dict[str, Decimal])
             raise Refused(Reason.QUANTITY_INVALID, f"quantities.{name}: {error}") from None
     for name in feature.meters:
         if name not in quantities and tariff.meters[name].aggregation == "count":
-            quantities[name] = 1_000_000_000
+            quantities[name] = NANOS
     return quantities
 
 
@@ -133,19 +122,65 @@ def record(
     at: int,
     late: bool,
     cause: int,
-) -> None:
-    """Add quantities to the hour of `at`, by each meter's own dimensions."""
+    values: dict[str, str] | None = None,
+) -> dict[str, int]:
+    """Take quantities into the hour of `at`, by each meter's own dimensions; returns what each adds to the bill."""
     hour = at - at % HOUR_MS
+    billed: dict[str, int] = {}
     for name, quantity in quantities.items():
         meter = tariff.meters.get(name)  # None: a later catalog has dropped it under an open hold
         kept = {k: dimensions[k] for k in meter.dimensions if k in dimensions} if meter else {}
         row = draft.usage_row(name, hour, kept)
-        draft.put_usage(
-            msgspec.structs.replace(
-                row,
-                quantity_nanos=row.quantity_nanos + quantity,
-                events=row.events + 1,
-                late_events=row.late_events + late,
-            )
-        )
+        after, added = _aggregated(draft, meter, row, quantity, at, (values or {}).get(name, ""))
+        draft.put_usage(replace(after, events=row.events + 1, late_events=row.late_events + late))
         draft.deltas.append(UsageDelta(name, hour, kept, quantity, 1, int(late), cause))
+        billed[name] = added
+    return billed
+
+
+def _aggregated(
+    draft: AccountDraft, meter: Meter | None, row: UsageRow, quantity: int, at: int, value: str
+) -> tuple[UsageRow, int]:
+    """The hour with one more quantity, and what it adds to the bill."""
+    before = row.quantity_nanos
+    match meter.aggregation if meter else "sum":
+        case "sum" | "count":
+            return replace(row, quantity_nanos=before + quantity), quantity
+        case "min":
+            return replace(row, quantity_nanos=min(before, quantity) if row.events else quantity), 0
+        case "max":
+            return replace(row, quantity_nanos=max(before, quantity)), max(0, quantity - before)
+        case "latest":
+            if at < row.latest_at:
+                return row, 0
+            return replace(row, quantity_nanos=quantity, latest_at=at), 0
+        case "unique":
+            digest = blake2b(value.encode(), digest_size=16).hexdigest()
+            id = f"{usage_id(row.meter, row.hour, row.dimensions)}\0{digest}"
+            if draft.has_value(id):
+                return row, 0
+            draft.values.put(id, ValueRow(at))
+            return replace(row, quantity_nanos=before + NANOS), NANOS
+        case other:
+            raise AssertionError(f"no aggregation: {other}")
+
+
+def unrecord(
+    draft: AccountDraft,
+    tariff: Tariff,
+    quantities: dict[str, int],
+    dimensions: dict[str, str],
+    at: int,
+    cause: int,
+) -> None:
+    """Take an event's quantities out of its hour again: of sums and counts, the others cannot be undone."""
+    hour = at - at % HOUR_MS
+    for name, quantity in quantities.items():
+        meter = tariff.meters.get(name)
+        if meter is None or meter.aggregation not in ("sum", "count"):
+            continue
+        kept = {k: dimensions[k] for k in meter.dimensions if k in dimensions}
+        row = draft.usage_row(name, hour, kept)
+        left = max(0, row.quantity_nanos - quantity)
+        draft.put_usage(replace(row, quantity_nanos=left, events=max(0, row.events - 1)))
+        draft.deltas.append(UsageDelta(name, hour, kept, -quantity, -1, 0, cause))

@@ -42,6 +42,19 @@ def next_after(recurrence: Recurrence, at: int) -> int:
     return instant
 
 
+def at_or_before(recurrence: Recurrence, at: int) -> int:
+    """The last instant of the recurrence that is not later than `at`."""
+    months, span = parse_interval(recurrence.interval)
+    anchor = recurrence.anchor
+    if span:
+        return at - (at - anchor) % span
+    here, start = to_datetime(at), to_datetime(anchor)
+    n = ((here.year - start.year) * 12 + here.month - start.month) // months + 1
+    while (instant := add_months(anchor, n * months)) > at:
+        n -= 1
+    return instant
+
+
 def add_months(anchor: int, months: int) -> int:
     """The instant so many months from the anchor, on the anchor's day or the month's last."""
     start = to_datetime(anchor)

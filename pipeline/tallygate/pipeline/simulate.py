@@ -10,16 +10,17 @@ from tallygate.pipeline.account import FOREVER, Account, AccountDraft
 from tallygate.pipeline.credits import Shares, active_grants, spendable
 from tallygate.pipeline.rows import MemoryRows
 from tallygate.pipeline.scenario import Scenario, ScenarioError, ScenarioGrant, ScenarioOp, read_scenario
+from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.waterfall import Ask, gate
 from tallygate.schemas.amounts import AmountError, from_nanos, to_nanos
-from tallygate.schemas.catalog import Feature
+from tallygate.schemas.catalog import EMPTY, Feature
 from tallygate.schemas.instants import SECOND_MS, format_instant
 from tallygate.schemas.journal import GrantRow, HoldRow, PoolRow
 from tallygate.schemas.reasons import Reason
 
 POOL: Final = "credits"
-_RESERVES: Final = Feature("scenario", POOL)
-_USES: Final = Feature("scenario", POOL, overage_nanos_max=None)
+_RESERVES: Final = Feature("scenario", (POOL,))
+_TARIFF: Final = Tariff(EMPTY)
 _QUERY, _INPUT = 0, 1
 
 
@@ -125,7 +126,7 @@ class _Run:
 
     def query(self, at: int) -> dict[str, Any]:
         active = active_grants(self._draft, POOL)
-        pool = self._draft.pool(POOL, at)
+        pool = self._draft.pool(POOL)
         return {
             "at": format_instant(at),
             "balances": {grant.id: from_nanos(grant.balance_nanos) for grant in active},
@@ -138,7 +139,7 @@ class _Run:
 
     def use(self, op: ScenarioOp) -> dict[str, Any]:
         assert op.amount_nanos is not None
-        shares, uncovered = holds.charge(self._draft, POOL, op.amount_nanos, "scenario", _USES, op.at, -1)
+        shares, uncovered = holds.charge(self._draft, (POOL,), op.amount_nanos, "scenario", None, op.at, -1)
         return {**_answer(op, Reason.ALLOWED, shares), "overage": from_nanos(uncovered)}
 
     def operate(self, op: ScenarioOp) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class _Run:
         assert op.amount_nanos is not None
         if op.id in self._ended or self._draft.holds.get(op.id) is not None:
             return _answer(op, Reason.ID_CONFLICT)
-        verdict = gate(self._draft, Ask(_RESERVES, op.amount_nanos, {}, {}), op.at)
+        verdict = gate(self._draft, _TARIFF, Ask(_RESERVES, {}, op.amount_nanos, {}), op.at)
         if not verdict.allowed:
             return _answer(op, verdict.reason)
         hold = HoldRow(
@@ -175,7 +176,7 @@ class _Run:
             credits_nanos=op.amount_nanos,
             dimensions={},
         )
-        holds.place(self._draft, hold, verdict.levels, op.at, -1)
+        holds.place(self._draft, hold, op.at, -1)
         return _answer(op, Reason.ALLOWED, verdict.receipt)
 
     def _settle(self, op: ScenarioOp) -> dict[str, Any]:
@@ -183,7 +184,8 @@ class _Run:
         if hold is None:
             return self._settle_ended(op)
         cost = hold.credits_nanos if op.amount_nanos is None else op.amount_nanos
-        shares, uncovered = holds.settle(self._draft, hold, cost, _USES, op.at, -1)
+        holds.lift(self._draft, hold)
+        shares, uncovered = holds.consume(self._draft, hold, cost, (POOL,), None, op.at, -1)
         answer = {**_answer(op, Reason.ALLOWED, shares), "overage": from_nanos(uncovered)}
         self._ended[op.id] = (f"settled {cost}", answer)
         return answer
@@ -213,8 +215,7 @@ class _Run:
         grant = self._draft.grants.get(op.id)
         if grant is None or grant.voided_at is not None:
             return _answer(op, Reason.GRANT_ENDED)
-        self._draft.grants.put(op.id, replace(grant, voided_at=op.at))
-        grants.end_due(self._draft, op.at)
+        grants.void(self._draft, grant, op.at, -1)
         return _answer(op, Reason.ALLOWED)
 
 

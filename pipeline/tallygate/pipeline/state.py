@@ -3,8 +3,8 @@
 from typing import Final
 
 from tallygate.pipeline.account import Account
-from tallygate.pipeline.metering import Tariff
 from tallygate.pipeline.replay import seen_key
+from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.schemas.catalog import EMPTY, Catalog
 from tallygate.schemas.instants import DAY_MS

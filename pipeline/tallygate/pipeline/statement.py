@@ -3,6 +3,7 @@
 from tallygate.pipeline import budgets
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.credits import Shares, burn_order
+from tallygate.pipeline.tariff import Offer
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.answers import GrantView, HoldView, PoolView, Share, Statement
 from tallygate.schemas.instants import format_instant
@@ -20,10 +21,11 @@ def hold_view(hold: HoldRow) -> HoldView:
         from_nanos(hold.credits_nanos),
         format_instant(hold.expires_at),
         shares_view(hold.receipt),
+        {meter: from_nanos(nanos) for meter, nanos in hold.quantities.items()},
     )
 
 
-def statement(account: AccountDraft, at: int) -> Statement:
+def statement(account: AccountDraft, offer: Offer, at: int) -> Statement:
     """Everything a customer has, as it is at `at`."""
     grants = sorted(account.grants.values(), key=burn_order)
     pools = []
@@ -34,7 +36,7 @@ def statement(account: AccountDraft, at: int) -> Statement:
                 name,
                 from_nanos(sum(grant.balance_nanos for grant in own)),
                 from_nanos(sum(grant.held_nanos for grant in own)),
-                from_nanos(account.pool(name, at).overage_nanos),
+                from_nanos(account.pool(name).overage_nanos),
             )
         )
     open_holds = sorted(account.holds.values(), key=lambda hold: (hold.expires_at, hold.id))
@@ -42,7 +44,7 @@ def statement(account: AccountDraft, at: int) -> Statement:
         pools=tuple(pools),
         grants=tuple(_grant_view(grant) for grant in grants),
         holds=tuple(hold_view(hold) for hold in open_holds),
-        limits=budgets.states(account, at),
+        limits=budgets.states(account, offer, at),
     )
 
 

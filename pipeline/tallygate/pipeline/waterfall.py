@@ -1,27 +1,30 @@
 """The decision waterfall: one answer over every level, all of it or none.
 
 In order: customer, feature, rate limits, budgets (narrowest first), allowance, credits, overage policy. The first level
-that says no gives the reason; every level that says no is listed.
+that says no gives the reason; every level that says no is listed. A level in observe mode only reports.
 """
 
 import msgspec
 
-from tallygate.pipeline import budgets, credits
+from tallygate.pipeline import budgets, credits, entitlements, rates
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.budgets import Level
 from tallygate.pipeline.credits import Shares
+from tallygate.pipeline.entitlements import Access, Allowance, access, allowances, cost_of, offer_of
+from tallygate.pipeline.rates import Flow
+from tallygate.pipeline.tariff import Tariff
 from tallygate.schemas.amounts import from_nanos
-from tallygate.schemas.answers import LimitState
-from tallygate.schemas.catalog import Feature
+from tallygate.schemas.answers import LimitState, Step
+from tallygate.schemas.catalog import CREDITS_UNIT, Feature
 from tallygate.schemas.reasons import Reason
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """What a call wants: its feature, what it costs, its quantities by meter, who makes it."""
+    """What a call wants: quantities by meter, credits asked for directly, who makes it."""
 
     feature: Feature
-    credits_nanos: int
     quantities: dict[str, int]
+    credits_nanos: int
     dimensions: dict[str, str]
 
 
@@ -29,60 +32,174 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What the gate says, and everything needed to act on a yes."""
 
     reason: Reason
-    levels: list[Level]
+    cost_nanos: int = 0
     receipt: Shares = ()
     overage_nanos: int = 0
+    levels: list[Level] = []
+    allowances: list[Allowance] = []
+    flows: list[Flow] = []
     limits: tuple[LimitState, ...] = ()
+    would_deny: tuple[Reason, ...] = ()
+    trace: tuple[Step, ...] = ()
+    retry_after_ms: int | None = None
+    value: str | None = None
 
     @property
     def allowed(self) -> bool:
         return self.reason is Reason.ALLOWED
 
 
-def gate(draft: AccountDraft, ask: Ask, at: int, explain: bool = False) -> Verdict:
+def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool = False) -> Verdict:
     """Would this be allowed now? Changes nothing."""
     if draft.row is None:
-        return Verdict(Reason.CUSTOMER_UNKNOWN, [])
+        return _refused("customer", Reason.CUSTOMER_UNKNOWN)
     if draft.row.suspended:
-        return Verdict(Reason.CUSTOMER_SUSPENDED, [])
-    levels = budgets.levels(draft, ask.dimensions, ask.credits_nanos, ask.quantities, at)
-    receipt, uncovered = credits.plan(draft, ask.feature.pool, ask.credits_nanos)
-    reasons = []
-    if any(level.budget.hard and not level.has_room for level in levels):
-        reasons.append(Reason.BUDGET_EXHAUSTED)
-    if not _may_owe(draft, ask.feature, uncovered, at):
-        reasons.append(Reason.CREDITS_EXHAUSTED)
-    reason = reasons[0] if reasons else Reason.ALLOWED
-    limits: tuple[LimitState, ...] = ()
-    if reasons or explain:
-        looked_at = [budgets.limit_state(level) for level in levels]
-        looked_at.append(credits_state(draft, ask, Reason.CREDITS_EXHAUSTED not in reasons))
-        limits = tuple(state for state in looked_at if explain or not state.ok)
-    return Verdict(reason, levels, receipt, uncovered, limits)
+        return _refused("customer", Reason.CUSTOMER_SUSPENDED)
+    offer = offer_of(draft, tariff)
+    right = access(draft, tariff, offer, ask.feature)
+    if right.reason is not Reason.ALLOWED:
+        return _refused("feature", right.reason)
+    included = allowances(draft, right, ask.quantities, at) if right.entitlements else []
+    cost = ask.credits_nanos + cost_of(tariff, included, ask.quantities, ask.dimensions, at)
+    levels = budgets.levels(draft, offer, ask.dimensions, cost, ask.quantities, at)
+    flows = rates.flows(draft, offer, ask.dimensions, cost, ask.quantities, at)
+    receipt, uncovered = plan(draft, ask.feature.pools, cost)
+    seen = _Seen(draft, ask, right, levels, flows, included, cost, uncovered)
+    denied, observed = seen.reasons()
+    plain = not (denied or observed or explain)
+    return Verdict(
+        reason=denied[0] if denied else Reason.ALLOWED,
+        cost_nanos=cost,
+        receipt=receipt,
+        overage_nanos=uncovered,
+        levels=levels,
+        allowances=included,
+        flows=flows,
+        limits=() if plain else seen.limits(explain),
+        would_deny=observed,
+        trace=seen.trace() if explain else (),
+        retry_after_ms=seen.retry_after_ms() if denied == [Reason.RATE_LIMITED] else None,
+        value=right.value,
+    )
 
 
-def _may_owe(draft: AccountDraft, feature: Feature, nanos: int, at: int) -> bool:
+def plan(draft: AccountDraft, pools: tuple[str, ...], nanos: int) -> tuple[Shares, int]:
+    """Who would pay, pool after pool, and what nobody covers. Changes nothing."""
+    if not nanos:
+        return (), 0
+    shares: Shares = ()
+    for pool in pools:
+        more, nanos = credits.plan(draft, pool, nanos)
+        shares += more
+        if not nanos:
+            break
+    return shares, nanos
+
+
+def _refused(step: str, reason: Reason) -> Verdict:
+    order = ("customer", "feature")
+    trace = [Step(name, True, Reason.ALLOWED) for name in order[: order.index(step)]]  # type: ignore[arg-type]
+    return Verdict(reason, trace=(*trace, Step(step, False, reason)))  # type: ignore[arg-type]
+
+
+class _Seen:
+    """Everything the gate has looked at."""
+
+    def __init__(
+        self,
+        draft: AccountDraft,
+        ask: Ask,
+        right: Access,
+        levels: list[Level],
+        flows: list[Flow],
+        included: list[Allowance],
+        cost: int,
+        uncovered: int,
+    ) -> None:
+        self._draft = draft
+        self._ask = ask
+        self._levels = levels
+        self._flows = flows
+        self._included = included
+        self._cost = cost
+        self._uncovered = uncovered
+        self._may_owe = _may_owe(draft, ask.feature, uncovered)
+
+    def reasons(self) -> tuple[list[Reason], tuple[Reason, ...]]:
+        """Why not, in the waterfall's order: what denies, and what in observe mode would."""
+        denied: list[Reason] = []
+        observed: list[Reason] = []
+        for flow in self._flows:
+            if not flow.has_room:
+                (observed if flow.limit.observe else denied).append(Reason.RATE_LIMITED)
+        for level in self._levels:
+            if level.budget.hard and not level.has_room:
+                (observed if level.budget.observe else denied).append(Reason.BUDGET_EXHAUSTED)
+        for each in self._included:
+            if not each.has_room:
+                (observed if each.entitlement.observe else denied).append(Reason.ALLOWANCE_EXHAUSTED)
+        if not self._may_owe:
+            (observed if self._ask.feature.observe else denied).append(Reason.CREDITS_EXHAUSTED)
+        return list(dict.fromkeys(denied)), tuple(dict.fromkeys(observed))
+
+    def limits(self, explain: bool) -> tuple[LimitState, ...]:
+        """Every limit that said no, or every one looked at."""
+        found = [
+            *(rates.limit_state(flow) for flow in self._flows),
+            *(budgets.limit_state(level) for level in self._levels),
+            *(entitlements.limit_state(each) for each in self._included),
+            self._credits_state(),
+        ]
+        return tuple(found) if explain else tuple(state for state in found if not state.ok)
+
+    def retry_after_ms(self) -> int:
+        return max(flow.retry_after_ms for flow in self._flows if not flow.limit.observe)
+
+    def trace(self) -> tuple[Step, ...]:
+        """The whole waterfall, step by step."""
+        flows = tuple(rates.limit_state(flow) for flow in self._flows)
+        levels = tuple(budgets.limit_state(level) for level in self._levels)
+        included = tuple(entitlements.limit_state(each) for each in self._included)
+        credit = self._credits_state()
+        paid = self._uncovered == 0
+        return (
+            Step("customer", True, Reason.ALLOWED),
+            Step("feature", True, Reason.ALLOWED),
+            _step("rate_limits", Reason.RATE_LIMITED, flows),
+            _step("budgets", Reason.BUDGET_EXHAUSTED, levels),
+            _step("allowance", Reason.ALLOWANCE_EXHAUSTED, included),
+            Step("credits", paid, Reason.ALLOWED if paid else Reason.CREDITS_EXHAUSTED, (credit,)),
+            Step("overage", self._may_owe, Reason.ALLOWED if self._may_owe else Reason.CREDITS_EXHAUSTED),
+        )
+
+    def _credits_state(self) -> LimitState:
+        """The feature's pools as a limit: what active grants gave, what of it is used, held and left."""
+        grants = [grant for pool in self._ask.feature.pools for grant in credits.active_grants(self._draft, pool)]
+        limit = sum(grant.amount_nanos for grant in grants)
+        held = sum(grant.held_nanos for grant in grants)
+        left = sum(grant.balance_nanos for grant in grants)
+        return LimitState(
+            kind="credits",
+            name=", ".join(self._ask.feature.pools),
+            ok=self._may_owe,
+            unit=CREDITS_UNIT,
+            asked=from_nanos(self._cost),
+            limit=from_nanos(limit),
+            used=from_nanos(max(0, limit - held - left)),
+            held=from_nanos(held),
+            remaining=from_nanos(left),
+            observe=self._ask.feature.observe,
+        )
+
+
+def _may_owe(draft: AccountDraft, feature: Feature, nanos: int) -> bool:
     """Does the feature's overage policy let the customer owe this much more?"""
     if not nanos or feature.overage_nanos_max is None:
         return True
-    pool = draft.pool(feature.pool, at)
+    pool = draft.pool(feature.pools[-1])
     return pool.overage_nanos + pool.overage_held_nanos + nanos <= feature.overage_nanos_max
 
 
-def credits_state(draft: AccountDraft, ask: Ask, ok: bool) -> LimitState:
-    """The pool as a limit: what its active grants gave, what of it is used, held and left."""
-    grants = credits.active_grants(draft, ask.feature.pool)
-    limit = sum(grant.amount_nanos for grant in grants)
-    held = sum(grant.held_nanos for grant in grants)
-    left = sum(grant.balance_nanos for grant in grants)
-    return LimitState(
-        kind="credits",
-        name=ask.feature.pool,
-        ok=ok,
-        unit="credits",
-        asked=from_nanos(ask.credits_nanos),
-        limit=from_nanos(limit),
-        used=from_nanos(limit - held - left),
-        held=from_nanos(held),
-        remaining=from_nanos(left),
-    )
+def _step(name: str, reason: Reason, limits: tuple[LimitState, ...]) -> Step:
+    ok = all(limit.ok or limit.observe or not limit.hard for limit in limits)
+    return Step(name, ok, Reason.ALLOWED if ok else reason, limits)  # type: ignore[arg-type]

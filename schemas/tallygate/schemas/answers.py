@@ -25,6 +25,7 @@ class LimitState(msgspec.Struct, frozen=True, omit_defaults=True):
     scope: dict[str, str] = {}
     hard: bool = True
     resets_at: str | None = None
+    observe: bool = False
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -42,6 +43,7 @@ class HoldView(msgspec.Struct, frozen=True):
     credits: str
     expires_at: str
     shares: tuple[Share, ...] = ()
+    quantities: dict[str, str] = {}
 
 
 class GrantView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,13 +77,24 @@ class Statement(msgspec.Struct, frozen=True):
     limits: tuple[LimitState, ...] = ()
 
 
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of the waterfall, in its order: what was looked at there, and whether it said yes."""
+
+    step: Literal["customer", "feature", "rate_limits", "budgets", "allowance", "credits", "overage"]
+    ok: bool
+    reason: Reason
+    limits: tuple[LimitState, ...] = ()
+
+
 class Answer(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="tallygate.answer.v1"
 ):
     """One answer. `limits` lists every limit that said no, or every limit looked at where the request said `explain`.
 
     `credits` is the cost decided on; `paid` says by which grants; `overage` what no grant covered; `balance` what is
-    left in the feature's pool. `late` marks a settle that came after its hold had ended.
+    left in the feature's pools. `value` is that of a static entitlement, `affordable` answers an estimate, `would_deny`
+    is what limits in observe mode would have said, `trace` the whole waterfall, on request. `late` marks a settle that
+    came after its hold had ended.
     """
 
     id: str
@@ -101,6 +114,10 @@ class Answer(
     statement: Statement | None = None
     retry_after_ms: int | None = None
     late: bool = False
+    value: str | None = None
+    affordable: dict[str, str] | None = None
+    would_deny: tuple[Reason, ...] = ()
+    trace: tuple[Step, ...] = ()
 
 
 encode_answer = msgspec.json.Encoder().encode

@@ -145,7 +145,7 @@ def _feature(name: str, file: FeatureFile) -> Feature:
     caps: dict[object, int | None] = {"none": 0, "unlimited": None}
     return Feature(
         name=name,
-        pool=file.pool,
+        pools=(file.pool,),
         meters=file.meters,
         rates=tuple(
             Rate(

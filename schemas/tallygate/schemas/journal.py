@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from tallygate.schemas.answers import LimitState
+from tallygate.schemas.catalog import Entitlement
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.reasons import Reason
 
@@ -32,7 +33,7 @@ class AccountRow(_Row, frozen=True, tag="account.v1"):
 class PoolRow(_Row, frozen=True, tag="pool.v1"):
     """A wallet. `overage_nanos` is owed, `overage_held_nanos` may become so by open holds.
 
-    Both usage counters are since `period_at`, the last reset.
+    Both usage counters are since `period_at`, the last reset (0: there was none). `resets`: when it is reset by itself.
     """
 
     pool: str
@@ -41,6 +42,9 @@ class PoolRow(_Row, frozen=True, tag="pool.v1"):
     usage_nanos: int = 0
     grant_usage_nanos: int = 0
     period_at: int = 0
+    resets: "Recurrence | None" = None
+    resets_at: int | None = None
+    preserve_overage: bool = False
 
 
 class Recurrence(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -54,7 +58,7 @@ class GrantRow(_Row, frozen=True, tag="grant.v1"):
     """Credits given once. `balance_nanos` can be spent; `held_nanos` is set aside by holds.
 
     A recurrence sets the balance to the amount at `recurs_at`, the next one; a reset keeps between the two rollovers.
-    Either opens a new `cycle`.
+    Either opens a new `cycle`. `source`: the subscription that gave it.
     """
 
     id: str
@@ -70,11 +74,13 @@ class GrantRow(_Row, frozen=True, tag="grant.v1"):
     category: str = "paid"
     price_nanos: int = 0
     active: bool = False
+    ended: bool = False
     recurrence: Recurrence | None = None
     recurs_at: int | None = None
     rollover_min_nanos: int = 0
     rollover_max_nanos: int = 0
     cycle: int = 0
+    source: str = ""
 
 
 class HeldShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -114,10 +120,38 @@ class BudgetRow(_Row, frozen=True, tag="budget.v1"):
     unit: str
     period: str
     hard: bool = True
+    anchor: int | None = None
+    thresholds: tuple[int, ...] = ()
+    observe: bool = False
+
+
+class RateLimitRow(_Row, frozen=True, tag="rate_limit.v1"):
+    """A rate limit of this customer alone; where it stands is in the owner's memory and not in the journal."""
+
+    name: str
+    limit_nanos: int
+    per_seconds: int
+    burst_nanos: int
+    scope: dict[str, str]
+    unit: str
+    observe: bool = False
+
+
+class SubscriptionRow(_Row, frozen=True, tag="subscription.v1"):
+    """The plan a customer is on, what was added and what differs; periods are counted from `anchor`."""
+
+    plan: str
+    add_ons: tuple[str, ...]
+    overrides: tuple[Entitlement, ...]
+    anchor: int
+    since: int
 
 
 class ScopeRow(_Row, frozen=True, tag="scope.v1"):
-    """One budget's use by one concrete scope: `used_nanos` since `period_at`, `held_nanos` now."""
+    """One budget's (or allowance's) use by one concrete scope: `used_nanos` since `period_at`, `held_nanos` now.
+
+    `alerted` is the highest threshold (per cent) reported in this period.
+    """
 
     id: str
     budget: str
@@ -125,10 +159,14 @@ class ScopeRow(_Row, frozen=True, tag="scope.v1"):
     period_at: int
     used_nanos: int = 0
     held_nanos: int = 0
+    alerted: int = 0
 
 
 class UsageRow(_Row, frozen=True, tag="usage.v1"):
-    """One meter's total in one hour (`hour`: its start in ms, by event time) for one set of dimensions; absolute."""
+    """One meter in one hour (`hour`: its start in ms, by event time) for one set of dimensions; absolute.
+
+    `quantity_nanos` is the sum, count, least, greatest, latest (of `latest_at`) or number of distinct values.
+    """
 
     meter: str
     hour: int
@@ -136,9 +174,27 @@ class UsageRow(_Row, frozen=True, tag="usage.v1"):
     quantity_nanos: int = 0
     events: int = 0
     late_events: int = 0
+    latest_at: int = 0
 
 
-Row = AccountRow | PoolRow | GrantRow | HoldRow | BudgetRow | ScopeRow | UsageRow
+class ValueRow(_Row, frozen=True, tag="value.v1"):
+    """A value that a `unique` meter has met in an hour."""
+
+    at: int
+
+
+Row = (
+    AccountRow
+    | PoolRow
+    | GrantRow
+    | HoldRow
+    | BudgetRow
+    | RateLimitRow
+    | SubscriptionRow
+    | ScopeRow
+    | UsageRow
+    | ValueRow
+)
 
 
 class PartitionRow(msgspec.Struct, frozen=True, tag_field="row", tag="partition.v1"):
@@ -207,6 +263,20 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     value: msgspec.Raw = _NOTHING
 
 
+class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A budget's scope has reached a threshold (per cent of its limit), for the first time in its period."""
+
+    budget: str
+    scope: dict[str, str]
+    unit: str
+    threshold: int
+    limit_nanos: int
+    used_nanos: int
+    period_at: int
+    at: int
+    cause: int
+
+
 class PoolBalance(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pool: str
     balance_nanos: int
@@ -226,6 +296,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     usage: tuple[UsageDelta, ...] = ()
     balances: tuple[PoolBalance, ...] = ()
     seen: tuple[Seen, ...] = ()
+    alerts: tuple[Alert, ...] = ()
 
 
 Journaled = Row | PartitionRow | OpenRow | Entry
@@ -237,7 +308,18 @@ PARTITION_KEY: Final = b"\0partition"
 OPEN_KEY: Final = b"\0open"
 ENTRY_KIND: Final = "entry"
 #: The kinds that make up an account sort before `usage`, so that one range scan loads an account without its history.
-ROW_KINDS: Final = ("account", "budget", "grant", "hold", "pool", "scope", "usage")
+ROW_KINDS: Final = (
+    "account",
+    "budget",
+    "grant",
+    "hold",
+    "pool",
+    "rate_limit",
+    "scope",
+    "subscription",
+    "usage",
+    "value",
+)
 
 
 def row_key(customer: str, kind: str, id: str = "") -> bytes:

@@ -34,6 +34,10 @@ class Reason(StrEnum):
     METER_UNKNOWN = "meter_unknown"
     GRANT_UNKNOWN = "grant_unknown"
     GRANT_ENDED = "grant_ended"
+    GRANT_BACKDATED = "grant_backdated"
+    RESET_REFUSED = "reset_refused"
+    PLAN_UNKNOWN = "plan_unknown"
+    EVENT_UNKNOWN = "event_unknown"
     UNPRICED = "unpriced"
 
 

@@ -23,6 +23,7 @@ Priority = Annotated[int, Meta(ge=0, le=255)]
 Quantities = dict[Name, Decimal]
 Dimensions = dict[Name, Name]
 Period = Literal["lifetime", "hour", "day", "week", "month"]
+Percent = Annotated[int, Meta(ge=1, le=1000)]
 Category = Literal["paid", "trial", "promotional"]
 
 TTL_SECONDS_DEFAULT: Final = 300
@@ -40,16 +41,25 @@ class _Request(
     customer: Name
 
 
+class Recurring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Every `interval` (ISO 8601, like `P1M`), counted from `anchor` (default: when the grant takes effect)."""
+
+    interval: str
+    anchor: Instant | None = None
+
+
 class Reserve(_Request, frozen=True, tag="tallygate.reserve.v1"):
     """Set credits aside before the work. `id` names the hold.
 
-    What is asked: `quantities` by meter, priced by the feature's rates, or `credits` directly, or both.
+    What is asked: `quantities` by meter, priced by the feature's rates, or `credits` directly, or both. `at_least`
+    names one meter (or `credits`) and how little of it will do: as much as is affordable up to what is asked.
     """
 
     feature: Name
     quantities: Quantities = {}
     credits: Decimal = Decimal(0)
     dimensions: Dimensions = {}
+    at_least: Quantities = {}
     ttl_seconds: Seconds | None = None
     explain: bool = False
 
@@ -66,6 +76,23 @@ class Release(_Request, frozen=True, tag="tallygate.release.v1"):
     """Give a hold back unused."""
 
     hold: Name
+
+
+class Extend(_Request, frozen=True, tag="tallygate.extend.v1"):
+    """Let a hold live `ttl_seconds` from now, if that is longer than it has."""
+
+    hold: Name
+    ttl_seconds: Seconds
+
+
+class Estimate(_Request, frozen=True, tag="tallygate.estimate.v1"):
+    """What would this cost, and how much of `of` (a meter, or `credits`) is affordable now? Changes nothing."""
+
+    feature: Name
+    of: Name
+    quantities: Quantities = {}
+    credits: Decimal = Decimal(0)
+    dimensions: Dimensions = {}
 
 
 class Check(_Request, frozen=True, tag="tallygate.check.v1"):
@@ -92,6 +119,22 @@ class GiveGrant(_Request, frozen=True, tag="tallygate.grant.v1"):
     expires_at: Instant | None = None
     category: Category = "paid"
     price: Decimal = Decimal(0)
+    recurrence: Recurring | None = None
+    rollover_min: Decimal = Decimal(0)
+    rollover_max: Decimal = Decimal(0)
+
+
+class VoidGrant(_Request, frozen=True, tag="tallygate.void-grant.v1"):
+    """End a grant now; what is left of it is breakage."""
+
+    grant: Name
+
+
+class ResetPool(_Request, frozen=True, tag="tallygate.reset.v1"):
+    """End a pool's usage period now: grants roll over, the counters begin at 0, overage is dropped or burnt at once."""
+
+    pool: Name = "credits"
+    preserve_overage: bool = False
 
 
 class SetBudget(_Request, frozen=True, tag="tallygate.budget.v1"):
@@ -107,19 +150,82 @@ class SetBudget(_Request, frozen=True, tag="tallygate.budget.v1"):
     unit: Name = "credits"
     period: Period = "lifetime"
     hard: bool = True
+    anchor: Instant | None = None
+    thresholds: tuple[Percent, ...] = ()
+    observe: bool = False
 
 
-Request = Reserve | Settle | Release | Check | Balance | GiveGrant | SetBudget
+class SetRateLimit(_Request, frozen=True, tag="tallygate.rate-limit.v1"):
+    """Limit a scope to `limit` of `unit` (`requests`, `credits` or a meter) each `per_seconds`, with a burst."""
+
+    name: Name
+    limit: Decimal
+    per_seconds: Seconds
+    burst: Decimal | None = None
+    scope: Dimensions = {}
+    unit: Name = "requests"
+    observe: bool = False
+
+
+class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One customer's own entitlement to a feature, in place of the plan's."""
+
+    kind: Literal["boolean", "static", "metered", "credit"]
+    value: str = ""
+    meter: str = ""
+    limit: Decimal = Decimal(0)
+    period: Period = "month"
+    beyond: Literal["deny", "credits", "allow"] = "deny"
+
+
+class Subscribe(_Request, frozen=True, tag="tallygate.subscribe.v1"):
+    """Put a customer on a plan: its grants are given, a former plan's are ended. Periods count from `anchor` (now)."""
+
+    plan: Name
+    add_ons: tuple[Name, ...] = ()
+    overrides: dict[Name, Override] = {}
+    anchor: Instant | None = None
+
+
+class SetCustomer(_Request, frozen=True, tag="tallygate.customer.v1"):
+    """Make a customer known, suspend it or let it go on."""
+
+    suspended: bool = False
+
+
+Request = (
+    Reserve
+    | Settle
+    | Release
+    | Extend
+    | Check
+    | Estimate
+    | Balance
+    | GiveGrant
+    | VoidGrant
+    | ResetPool
+    | SetBudget
+    | SetRateLimit
+    | Subscribe
+    | SetCustomer
+)
 
 #: Operation names, as they appear in answers, metrics and ClickHouse.
 OPS: Final[dict[type, str]] = {
     Reserve: "reserve",
     Settle: "settle",
     Release: "release",
+    Extend: "extend",
     Check: "check",
+    Estimate: "estimate",
     Balance: "balance",
     GiveGrant: "grant",
+    VoidGrant: "void-grant",
+    ResetPool: "reset",
     SetBudget: "budget",
+    SetRateLimit: "rate-limit",
+    Subscribe: "subscribe",
+    SetCustomer: "customer",
 }
 
 KNOWN_TYPES: Final = tuple(f"tallygate.{op}.v1" for op in OPS.values())

@@ -372,7 +372,7 @@ CATALOG: Final = Sample(
         features=(
             catalog.Feature(
                 name="llm",
-                pool="credits",
+                pools=("credits",),
                 meters=("input_tokens", "calls"),
                 rates=(
                     catalog.Rate("input_tokens", 2_500_000_000, 1_000_000_000_000_000, {"team": "research"}, _AT),

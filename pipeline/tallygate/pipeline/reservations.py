@@ -1,0 +1,347 @@
+"""Reserve, settle, release, extend; check and estimate, which only ask."""
+
+from decimal import Decimal
+
+from msgspec.structs import replace
+
+from tallygate.pipeline import affordable, budgets, credits, entitlements, holds, rates
+from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.draft import Draft, amount
+from tallygate.pipeline.entitlements import access, allowances, cost_of, offer_of
+from tallygate.pipeline.memory import (
+    End,
+    EndedHold,
+    content_of,
+    decode_ended,
+    decode_remembered,
+    digest,
+    encode_memory,
+)
+from tallygate.pipeline.metering import call_quantities, record
+from tallygate.pipeline.statement import hold_view, shares_view
+from tallygate.pipeline.transition import RequestInput
+from tallygate.pipeline.waterfall import Ask, Verdict, gate
+from tallygate.schemas.amounts import from_nanos
+from tallygate.schemas.answers import Answer, decode_answer
+from tallygate.schemas.catalog import CREDITS_UNIT, Feature
+from tallygate.schemas.instants import SECOND_MS
+from tallygate.schemas.journal import DecisionRecord, HoldRow
+from tallygate.schemas.reasons import Reason, Refused
+from tallygate.schemas.requests import Check, Estimate, Extend, Release, Reserve, Settle
+
+
+def reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
+    request = each.request
+    assert isinstance(request, Reserve)
+    if account.holds.get(request.id) is not None:
+        raise Refused(Reason.ID_CONFLICT, f"hold {request.id!r} is open: use a new id for a new reservation")
+    asked = _ask(draft, request)
+    if asked is None:
+        return _decided(draft, account, each, Verdict(Reason.FEATURE_UNKNOWN))
+    at = draft.stream_at
+    verdict = gate(account, draft.tariff, asked, at, request.explain)
+    if not verdict.allowed and request.at_least:
+        asked, verdict = _at_least(draft, account, request, asked, verdict)
+    if not verdict.allowed:
+        return _decided(draft, account, each, verdict, asked.feature)
+    ttl = request.ttl_seconds or asked.feature.ttl_seconds
+    hold = HoldRow(
+        id=request.id,
+        feature=asked.feature.name,
+        pool=asked.feature.pools[-1],
+        created_at=at,
+        expires_at=at + ttl * SECOND_MS,
+        receipt=verdict.receipt,
+        scopes=budgets.hold(account, verdict.levels) + entitlements.hold(account, verdict.allowances),
+        quantities=asked.quantities,
+        credits_nanos=verdict.cost_nanos,
+        dimensions=asked.dimensions,
+        overage_nanos=verdict.overage_nanos,
+        at_end=asked.feature.at_end,
+    )
+    rates.pass_through(account, verdict.flows)
+    return _decided(draft, account, each, verdict, asked.feature, hold)
+
+
+def check(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
+    request = each.request
+    assert isinstance(request, Check)
+    asked = _ask(draft, request)
+    if asked is None:
+        return draft.answer(each, Reason.FEATURE_UNKNOWN)
+    verdict = gate(account, draft.tariff, asked, draft.stream_at, request.explain)
+    return _with_verdict(draft.answer(each, verdict.reason), account, verdict, asked.feature, request.explain)
+
+
+def estimate(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
+    """What the call would cost, and how much of one unit is affordable with the rest as it is."""
+    request = each.request
+    assert isinstance(request, Estimate)
+    asked = _ask(draft, request)
+    if asked is None:
+        return draft.answer(each, Reason.FEATURE_UNKNOWN)
+    if request.of != CREDITS_UNIT and request.of not in asked.feature.meters:
+        raise Refused(Reason.METER_UNKNOWN, f"of: feature {asked.feature.name!r} has no meter {request.of!r}")
+    at = draft.stream_at
+    verdict = gate(account, draft.tariff, asked, at)
+    most, at_most = affordable.most(account, draft.tariff, asked, request.of, 0, at)
+    answer = _with_verdict(draft.answer(each, verdict.reason), account, verdict, asked.feature, False)
+    return replace(answer, affordable={request.of: from_nanos(most) if at_most.allowed else "0"})
+
+
+def _ask(draft: Draft, request: Reserve | Check | Estimate) -> Ask | None:
+    feature = draft.tariff.features.get(request.feature)
+    if feature is None:
+        return None
+    quantities = call_quantities(feature, draft.tariff, request.quantities)
+    return Ask(feature, quantities, amount("credits", request.credits), request.dimensions)
+
+
+def _at_least(
+    draft: Draft, account: AccountDraft, request: Reserve, asked: Ask, denied: Verdict
+) -> tuple[Ask, Verdict]:
+    """As much as is affordable between the least that will do and what is asked; else the first denial stands."""
+    if len(request.at_least) != 1:
+        raise Refused(Reason.MALFORMED, "at_least: name one meter, or credits")
+    [(unit, value)] = request.at_least.items()
+    least = amount(f"at_least.{unit}", value)
+    wanted = asked.credits_nanos if unit == CREDITS_UNIT else asked.quantities.get(unit)
+    if wanted is None or least > wanted:
+        raise Refused(Reason.MALFORMED, f"at_least.{unit}: must not be more than what is asked")
+    most, verdict = affordable.most(account, draft.tariff, asked, unit, least, draft.stream_at, wanted)
+    return (affordable.of(asked, unit, most), verdict) if verdict.allowed else (asked, denied)
+
+
+def _decided(
+    draft: Draft,
+    account: AccountDraft,
+    each: RequestInput,
+    verdict: Verdict,
+    feature: Feature | None = None,
+    hold: HoldRow | None = None,
+) -> Answer:
+    """Put a reservation's decision into the ledger, its hold in force, and answer."""
+    request = each.request
+    assert isinstance(request, Reserve)
+    cause = draft.cause(account, each)
+    if hold is not None:
+        holds.place(account, hold, draft.stream_at, cause)
+    account.decisions.append(
+        DecisionRecord(
+            id=request.id,
+            op="reserve",
+            allowed=verdict.allowed,
+            reason=verdict.reason,
+            at=draft.stream_at,
+            cause=cause,
+            feature=request.feature,
+            credits_nanos=verdict.cost_nanos,
+            overage_nanos=verdict.overage_nanos if verdict.allowed else 0,
+            dimensions=request.dimensions,
+            hold=hold.id if hold else "",
+            limits=tuple(limit for limit in verdict.limits if not limit.ok),
+        )
+    )
+    answer = draft.answer(each, verdict.reason)
+    if feature is None:
+        return answer
+    answer = _with_verdict(answer, account, verdict, feature, request.explain)
+    return answer if hold is None else replace(answer, hold=hold_view(hold))
+
+
+def _with_verdict(answer: Answer, account: AccountDraft, verdict: Verdict, feature: Feature, explain: bool) -> Answer:
+    return replace(
+        answer,
+        credits=from_nanos(verdict.cost_nanos),
+        balance=_left(account, feature.pools),
+        limits=verdict.limits,
+        would_deny=verdict.would_deny,
+        trace=verdict.trace if explain else (),
+        retry_after_ms=verdict.retry_after_ms,
+        value=verdict.value,
+    )
+
+
+def _left(account: AccountDraft, pools: tuple[str, ...]) -> str:
+    return from_nanos(sum(credits.spendable(account, pool) for pool in pools))
+
+
+# ---- settle ----
+
+
+def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
+    request = each.request
+    assert isinstance(request, Settle)
+    hold = account.holds.get(request.hold)
+    content = content_of(replace(request, id="-"))
+    late = hold is None
+    if hold is None:
+        ended = _ended(draft, account, request.hold)
+        if ended.how == "settled":
+            return _settled_before(draft, each, ended, content)
+        hold = _late_hold(request.hold, ended, draft)
+    feature = draft.tariff.features.get(hold.feature) or Feature(hold.feature, (hold.pool,))
+    quantities, direct = _actual(draft, request, hold, feature)
+    cause = draft.cause(account, each)
+    account.know(draft.stream_at)
+    if not late:
+        holds.lift(account, hold)
+    as_held = request.quantities is None and request.credits is None
+    fixed = hold.credits_nanos if as_held else None
+    cost, paid, uncovered = _work_done(draft, account, hold, feature, quantities, direct, fixed, late, cause)
+    account.decisions.append(_decision(draft, each, "settle", cause, hold, cost, uncovered, late))
+    _remember_end(draft, account, hold, "settled", content, request.id)
+    return replace(
+        draft.answer(each),
+        credits=from_nanos(cost),
+        paid=shares_view(paid),
+        overage=from_nanos(uncovered),
+        balance=_left(account, feature.pools),
+        late=late,
+    )
+
+
+def _work_done(
+    draft: Draft,
+    account: AccountDraft,
+    hold: HoldRow,
+    feature: Feature,
+    quantities: dict[str, int],
+    direct: int,
+    fixed: int | None,
+    late: bool,
+    cause: int,
+) -> tuple[int, credits.Shares, int]:
+    """Record, charge and count work that has happened under a lifted (or ended) hold; its cost, payers, and overage."""
+    at = draft.stream_at
+    billed = record(account, draft.tariff, quantities, hold.dimensions, at, late, cause)
+    offer = offer_of(account, draft.tariff)
+    right = access(account, draft.tariff, offer, feature)
+    included = allowances(account, right, billed, at) if right.entitlements else []
+    cost = fixed
+    if cost is None:
+        cost = direct + cost_of(draft.tariff, included, billed, hold.dimensions, at)
+    entitlements.consume(account, included)
+    paid, uncovered = holds.consume(account, hold, cost, feature.pools, feature.overage_nanos_max, at, cause)
+    found = budgets.levels(account, offer, hold.dimensions, cost, billed, at)
+    budgets.consume(account, found, at, cause)
+    return cost, paid, uncovered
+
+
+def _actual(draft: Draft, request: Settle, hold: HoldRow, feature: Feature) -> tuple[dict[str, int], int]:
+    """What the work took: quantities and credits beside them; what was held where the request names neither."""
+    if request.quantities is None and request.credits is None:
+        return hold.quantities, 0
+    quantities = call_quantities(feature, draft.tariff, request.quantities or {})
+    cost_of(draft.tariff, [], quantities, hold.dimensions, draft.stream_at)  # refuses what has no price
+    return quantities, amount("credits", request.credits or Decimal(0))
+
+
+def _settled_before(draft: Draft, each: RequestInput, ended: EndedHold, content: str) -> Answer:
+    request = each.request
+    assert isinstance(request, Settle)
+    if ended.content != content:
+        raise Refused(Reason.ID_CONFLICT, f"hold {request.hold!r} was settled with other amounts")
+    known = draft.seen(digest(request.customer, "settle", ended.settled_by))
+    assert known is not None, "a hold's end is remembered no longer than the request that ended it"
+    return replace(decode_answer(bytes(decode_remembered(known).answer)), id=request.id)
+
+
+# ---- release, extend, time to live ----
+
+
+def release(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
+    request = each.request
+    assert isinstance(request, Release)
+    hold = account.holds.get(request.hold)
+    if hold is None:
+        ended = _ended(draft, account, request.hold)
+        return replace(draft.answer(each), message=f"nothing to release: the hold has {ended.how}")
+    cause = draft.cause(account, each)
+    holds.give_back(account, hold, draft.stream_at, cause)
+    _remember_end(draft, account, hold, "released")
+    account.decisions.append(_decision(draft, each, "release", cause, hold))
+    return replace(draft.answer(each), balance=_left(account, (hold.pool,)))
+
+
+def extend(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
+    request = each.request
+    assert isinstance(request, Extend)
+    hold = account.holds.get(request.hold)
+    if hold is None:
+        ended = _ended(draft, account, request.hold)
+        raise Refused(Reason.HOLD_ENDED, f"hold {request.hold!r} has {ended.how}: reserve anew")
+    longer = replace(hold, expires_at=max(hold.expires_at, draft.stream_at + request.ttl_seconds * SECOND_MS))
+    account.holds.put(hold.id, longer)
+    cause = draft.cause(account, each)
+    account.decisions.append(_decision(draft, each, "extend", cause, hold))
+    return replace(draft.answer(each), hold=hold_view(longer))
+
+
+def end_of_time_to_live(draft: Draft, account: AccountDraft, hold: HoldRow, at: int) -> None:
+    """A hold's time is over: released, or settled as estimated, as its feature had chosen."""
+    if hold.at_end == "settle":
+        holds.lift(account, hold)
+        feature = draft.tariff.features.get(hold.feature) or Feature(hold.feature, (hold.pool,))
+        _work_done(draft, account, hold, feature, hold.quantities, 0, hold.credits_nanos, False, -1)
+    else:
+        holds.give_back(account, hold, at, -1)
+    _remember_end(draft, account, hold, "expired")
+
+
+def _ended(draft: Draft, account: AccountDraft, hold: str) -> EndedHold:
+    known = draft.seen(digest(account.customer, "hold", hold))
+    if known is None:
+        raise Refused(Reason.HOLD_UNKNOWN, f"there is no hold {hold!r} of this customer, and none has ended lately")
+    return decode_ended(known)
+
+
+def _late_hold(id: str, ended: EndedHold, draft: Draft) -> HoldRow:
+    """A hold that is over, as far as a late settle needs it: it holds nothing any more."""
+    return HoldRow(
+        id=id,
+        feature=ended.feature,
+        pool=ended.pool,
+        created_at=draft.stream_at,
+        expires_at=draft.stream_at,
+        receipt=(),
+        scopes=(),
+        quantities=ended.quantities,
+        credits_nanos=ended.credits_nanos,
+        dimensions=ended.dimensions,
+    )
+
+
+def _remember_end(
+    draft: Draft, account: AccountDraft, hold: HoldRow, how: End, content: str = "", settled_by: str = ""
+) -> None:
+    ended = EndedHold(
+        how, hold.feature, hold.pool, hold.quantities, hold.credits_nanos, hold.dimensions, content, settled_by
+    )
+    draft.remember(account, digest(account.customer, "hold", hold.id), encode_memory(ended))
+
+
+def _decision(
+    draft: Draft,
+    each: RequestInput,
+    op: str,
+    cause: int,
+    hold: HoldRow,
+    cost: int = 0,
+    overage: int = 0,
+    late: bool = False,
+) -> DecisionRecord:
+    return DecisionRecord(
+        id=each.request.id,
+        op=op,
+        allowed=True,
+        reason=Reason.ALLOWED,
+        at=draft.stream_at,
+        cause=cause,
+        feature=hold.feature,
+        credits_nanos=cost,
+        overage_nanos=overage,
+        dimensions=hold.dimensions,
+        hold=hold.id,
+        late=late,
+    )

@@ -1,0 +1,100 @@
+"""The catalog prepared for look-ups: meters by event type, rates by meter, what a plan with its add-ons offers."""
+
+from dataclasses import dataclass, field
+
+from tallygate.schemas.catalog import Catalog, Entitlement, Meter, Plan, Rate
+from tallygate.schemas.journal import BudgetRow, RateLimitRow
+from tallygate.schemas.reasons import Reason, Refused
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a plan and its add-ons give together: allowances add up; of anything else the last word counts."""
+
+    entitlements: dict[str, tuple[Entitlement, ...]] = field(default_factory=dict)
+    budgets: tuple[BudgetRow, ...] = ()
+    rate_limits: tuple[RateLimitRow, ...] = ()
+
+
+NOTHING = Offer()
+
+
+class Tariff:
+    """One catalog version."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.version = catalog.version
+        self.meters = {meter.name: meter for meter in catalog.meters}
+        self.features = {feature.name: feature for feature in catalog.features}
+        self.feature_of = {meter: feature for feature in catalog.features for meter in feature.meters}
+        self.plans = {plan.name: plan for plan in catalog.plans}
+        self.add_ons = {plan.name: plan for plan in catalog.add_ons}
+        self.meters_of_type: dict[str, list[Meter]] = {}
+        for meter in catalog.meters:
+            self.meters_of_type.setdefault(meter.event_type, []).append(meter)
+        self._rates: dict[str, list[Rate]] = {}
+        for feature in catalog.features:
+            for rate in feature.rates:
+                self._rates.setdefault(rate.meter, []).append(rate)
+        for rates in self._rates.values():  # the most specific first, then the latest
+            rates.sort(key=lambda rate: (-len(rate.when), -rate.since))
+        self._offers: dict[tuple[str, tuple[str, ...]], Offer] = {}
+
+    def cost(self, meter: str, quantity: int, dimensions: dict[str, str], at: int) -> int:
+        """Nanos of credits for a quantity of a meter at an instant; a meter without rates costs nothing.
+
+        Rounded half up to a nano: the one rounding in Tallygate, for each call and meter by itself, so that a total
+        does not depend on how calls were grouped.
+        """
+        rates = self._rates.get(meter)
+        if rates is None:
+            return 0
+        for rate in rates:
+            if rate.since <= at and all(dimensions.get(k) == v for k, v in rate.when.items()):
+                price = rate.credits_nanos
+                for tier in rate.tiers:
+                    if quantity > tier.above_nanos:
+                        price = tier.credits_nanos
+                return (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos)
+        named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
+        raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
+
+    def offer(self, plan: str, add_ons: tuple[str, ...]) -> Offer:
+        """What a plan (empty: the default one) and add-ons give; names that this catalog does not know give nothing."""
+        key = (plan or self.catalog.default_plan, add_ons)
+        found = self._offers.get(key)
+        if found is None:
+            parts = [self.plans.get(key[0]), *(self.add_ons.get(name) for name in add_ons)]
+            found = self._offers[key] = _combined([part for part in parts if part is not None])
+        return found
+
+
+def _combined(parts: list[Plan]) -> Offer:
+    entitlements: dict[str, dict[str, Entitlement]] = {}
+    for part in parts:
+        for each in part.entitlements:
+            by_meter = entitlements.setdefault(each.feature, {})
+            before = by_meter.get(each.meter)
+            if before is not None and before.kind == each.kind == "metered":
+                total = before.limit_nanos + each.limit_nanos
+                by_meter[each.meter] = Entitlement(
+                    each.feature, "metered", "", each.meter, total, each.period, each.beyond, each.observe
+                )
+            else:
+                by_meter[each.meter] = each
+    budgets = {each.name: each for part in parts for each in part.budgets}
+    limits = {each.name: each for part in parts for each in part.rate_limits}
+    return Offer(
+        entitlements={feature: tuple(by_meter.values()) for feature, by_meter in entitlements.items()},
+        budgets=tuple(
+            BudgetRow(
+                b.name, b.limit_nanos, b.scope, b.unit, b.period, b.hard, None, tuple(sorted(b.thresholds)), b.observe
+            )
+            for b in budgets.values()
+        ),
+        rate_limits=tuple(
+            RateLimitRow(r.name, r.limit_nanos, r.per_seconds, r.burst_nanos, r.scope, r.unit, r.observe)
+            for r in limits.values()
+        ),
+    )
