@@ -57,7 +57,7 @@ def advance(draft: AccountDraft, at: int, resets: tuple[str, ...] = (), preserve
 
 
 def end_due(draft: AccountDraft, at: int) -> None:
-    for grant in draft.grants.values():
+    for grant in sorted(draft.grants.values(), key=burn_order):
         if ends_at(grant) > at:
             continue
         if grant.active:

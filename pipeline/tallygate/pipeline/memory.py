@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from tallygate.schemas.requests import Request, encode_request
+from tallygate.schemas.requests import Request
 
 
 class Remembered(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -35,6 +35,7 @@ class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _remembered: msgspec.json.Decoder[Remembered] = msgspec.json.Decoder(Remembered)
 _ended: msgspec.json.Decoder[EndedHold] = msgspec.json.Decoder(EndedHold)
 
@@ -46,8 +47,8 @@ def digest(customer: str, kind: str, *parts: str) -> bytes:
 
 
 def content_of(request: Request) -> str:
-    """A digest of a whole request, as 32 hex digits."""
-    return blake2b(encode_request(request), digest_size=16).hexdigest()
+    """A digest of a whole request, as 32 hex digits; the order of an object's members does not matter."""
+    return blake2b(_encode_sorted(request), digest_size=16).hexdigest()
 
 
 def encode_memory(memory: Remembered | EndedHold) -> bytes:
