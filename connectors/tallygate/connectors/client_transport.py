@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -59,7 +60,7 @@ _PRODUCER: Final[dict[str, Any]] = {
     "max.in.flight": "2",
     "partitioner": "murmur2_random",
     "delivery.report.only.error": True,
-    # A request that waited this long for a broker has been given up or is about to be sent again.
+    # A request that waited this long for a broker has been given up, or is put into the queue again.
     "message.timeout.ms": str(int(RESEND_SECONDS * 1000)),
     "queue.buffering.max.kbytes": str(64 * 1024),
 }
@@ -157,7 +158,7 @@ class Transport:
         try:
             place = self._find_place(consumer, until, timeout)
             consumer.assign([place])
-            self._producer = Producer({**_QUICK, **_PRODUCER, "on_delivery": self._undelivered, **own})
+            self._producer = Producer({**_QUICK, **_PRODUCER, **own})
         except BaseException:
             consumer.close()
             raise
@@ -235,12 +236,20 @@ class Transport:
                 call.value,
                 call.request.customer.encode(),
                 headers=[*self._back, (HEADER_CORRELATION, correlation)],
+                on_delivery=partial(self._undelivered, correlation),
             )
             call.sent += 1
         except BufferError:
             self._note("the queue to the broker is full")
         call.timer = self._loop.call_later(min(left, call.resend_seconds), self._send, correlation, call)
         call.resend_seconds *= 2
+
+    def _send_now(self, correlation: bytes) -> None:
+        call = self._calls.get(correlation)
+        if call is not None and call.timer is not None:
+            call.timer.cancel()
+            call.resend_seconds = RESEND_SECONDS
+            self._send(correlation, call)
 
     def _no_answer(self, call: _Call) -> NoAnswer:
         request = call.request
@@ -323,9 +332,10 @@ class Transport:
                     found.append((correlation, _decode(message.value())))
                 return
 
-    def _undelivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and error.code() != KafkaError._PURGE_QUEUE:
-            self._note(f"sending to {message.topic()}: {error.str()}")
+    def _undelivered(self, correlation: bytes, error: KafkaError, message: Message) -> None:
+        self._note(f"sending to {message.topic()}: {error.str()}")
+        if error.code() == KafkaError._MSG_TIMED_OUT:  # the broker is away: keep one copy waiting for it
+            self._loop.call_soon_threadsafe(self._send_now, correlation)
 
     def _remember(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error of the broker itself
