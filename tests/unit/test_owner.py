@@ -14,7 +14,7 @@ from tallygate.schemas.requests import Balance, Check, GiveGrant, Release, Reser
 from tallygate.topologies.follower import term_of
 from tallygate.topologies.inbox import StepLimits
 from tallygate.topologies.owner import OwnerLimits
-from tallygate.topologies.ports import AppendUnknown, CrashPoint, Fenced, Stopped
+from tallygate.topologies.ports import AppendUnknown, CrashPoint, Fenced
 
 GRANT = GiveGrant(id="g1", customer="acme", amount=Decimal(500))
 
@@ -418,15 +418,15 @@ def test_a_crash_at_every_named_point_loses_and_doubles_nothing(
     assert ENTRY_KIND.encode() not in b"".join(last.table.rows)
 
 
-def test_an_owner_that_is_stopped_while_it_recovers_ends() -> None:
+def test_an_opening_that_is_cancelled_leaves_the_partition_to_the_next() -> None:
     world = World()
     busy(world, Life(world, "a").opened())
-    life = Life(world, "b")
-    opening = Task(life.owner.open())
-    opening.once()
-    opening.once()
-    life.owner.stop()
-    with pytest.raises(Stopped):
-        opening.run()
-    life.owner.close()
-    assert [r for r in world.log if r.key == OPEN_KEY] == world.log[:1]
+    for awaits in range(40):
+        life = Life(world, "b")
+        opening = Task(life.owner.open())
+        for _ in range(awaits):
+            opening.ended or opening.once()
+        opening.kill()
+        life.owner.close()
+        assert Life(world, "c", life.table).opened().table.rows == Life(world, "d").opened().table.rows
+    assert opening.ended

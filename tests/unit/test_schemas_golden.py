@@ -107,6 +107,7 @@ def test_the_minimal_sample_sets_only_what_it_must(sample: Sample) -> None:
 def test_bytes_written_before_a_field_existed_decode(sample: Sample) -> None:
     optional = [field.name for field in optional_fields(sample.full)]
     whole = msgspec.json.decode(golden(f"{sample.name}.full.json"))
+    shorter: list[Any]
     if isinstance(whole, list):
         shorter = [whole[: len(whole) - n] for n in range(1, len(optional) + 1)]
     else:

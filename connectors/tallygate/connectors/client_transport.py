@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -38,7 +39,7 @@ RESEND_SECONDS: Final = 1.0
 _RESEND_FACTOR: Final = 4.0
 _USUAL_WEIGHT: Final = 0.05
 _POLL_SECONDS: Final = 0.2
-_LOOK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.5
 _BATCH_RECORDS_MAX: Final = 1_000
 
 _log = logging.getLogger("tallygate.client")
@@ -59,7 +60,7 @@ _PRODUCER: Final[dict[str, Any]] = {
     "max.in.flight": "2",
     "partitioner": "murmur2_random",
     "delivery.report.only.error": True,
-    # A request that waited this long for a broker has been given up or is about to be sent again.
+    # A request that waited this long for a broker has been given up, or is put into the queue again.
     "message.timeout.ms": str(int(RESEND_SECONDS * 1000)),
     "queue.buffering.max.kbytes": str(64 * 1024),
 }
@@ -79,18 +80,21 @@ _CONSUMER: Final = {
 class _Call:
     """One request in flight."""
 
-    __slots__ = ("deadline", "future", "op", "request", "resend_seconds", "sent", "started", "timer", "value")
+    __slots__ = ("future", "op", "request", "resend_seconds", "sent", "started", "timeout", "timer", "value")
 
-    def __init__(self, request: Request, value: bytes, future: "asyncio.Future[Answer]", started: float) -> None:
+    def __init__(self, request: Request, value: bytes, future: "asyncio.Future[Answer]", timeout: float) -> None:
         self.request = request
         self.op = OPS[type(request)]
         self.value = value
         self.future = future
-        self.started = started
-        self.deadline = started
+        self.timeout = timeout
+        self.started = time.monotonic()
         self.sent = 0
         self.resend_seconds = RESEND_SECONDS
         self.timer: asyncio.TimerHandle | None = None
+
+    def seconds_left(self) -> float:
+        return self.started + self.timeout - time.monotonic()
 
 
 _Found = tuple[bytes, Answer | TallygateError]
@@ -111,6 +115,7 @@ class Transport:
         self._count = 0
         self._usual_seconds = 0.0
         self._trouble = ""
+        self._trouble_at = 0.0
         self._why_down = "is not started: use it in a with block"
         self._running = False
         self._stop = threading.Event()
@@ -153,7 +158,7 @@ class Transport:
         try:
             place = self._find_place(consumer, until, timeout)
             consumer.assign([place])
-            self._producer = Producer({**_QUICK, **_PRODUCER, "on_delivery": self._undelivered, **own})
+            self._producer = Producer({**_QUICK, **_PRODUCER, **own})
         except BaseException:
             consumer.close()
             raise
@@ -173,7 +178,7 @@ class Transport:
                 if time.monotonic() >= until:
                     raise NotConnected(
                         f"no Kafka broker answers at {self._brokers} within {timeout:g} s "
-                        f"({self._trouble or _line(error)}): start it, or check the address"
+                        f"({self._trouble or _line(error)}): start it, or check its address and settings"
                     ) from None
 
     def _partitions(self, consumer: Consumer, topic: str, command: str) -> int:
@@ -191,9 +196,8 @@ class Transport:
     async def ask(self, request: Request, value: bytes, timeout: float) -> Answer:
         """The answer to a request, encoded in `value`. Raises NoAnswer after `timeout` seconds, or ClientClosed."""
         self._check_running()
-        call = _Call(request, value, self._loop.create_future(), self._loop.time())
-        call.deadline = call.started + timeout
-        await self._take_slot(call, timeout)
+        call = _Call(request, value, self._loop.create_future(), timeout)
+        await self._take_slot(call)
         self._count += 1
         correlation = self._instance + b"%d" % self._count
         self._calls[correlation] = call
@@ -208,26 +212,23 @@ class Transport:
                 call.timer.cancel()
             self._slots.release()
 
-    async def _take_slot(self, call: _Call, timeout: float) -> None:
+    async def _take_slot(self, call: _Call) -> None:
         if not self._slots.locked():
             await self._slots.acquire()  # at once
             return
         try:
-            async with asyncio.timeout_at(call.deadline):
+            async with asyncio.timeout(call.timeout):
                 await self._slots.acquire()
         except TimeoutError:
-            waiting = f"waited for {self._in_flight_max} calls before it; nothing was sent"
-            raise self._no_answer(call, timeout, waiting) from None
+            raise self._no_answer(call) from None
 
     def _send(self, correlation: bytes, call: _Call) -> None:
-        """Sends a request, again until its deadline."""
+        """Sends a request; comes back to send it again, until its time is over."""
         if call.future.done():
             return
-        left = call.deadline - self._loop.time()
+        left = call.seconds_left()
         if left <= 0:
-            timeout = call.deadline - call.started
-            times = "once" if call.sent == 1 else f"{call.sent} times"
-            call.future.set_exception(self._no_answer(call, timeout, f"sent {times}"))
+            call.future.set_exception(self._no_answer(call))
             return
         try:
             self._producer.produce(
@@ -235,25 +236,38 @@ class Transport:
                 call.value,
                 call.request.customer.encode(),
                 headers=[*self._back, (HEADER_CORRELATION, correlation)],
+                on_delivery=partial(self._undelivered, correlation),
             )
+            call.sent += 1
         except BufferError:
-            self._trouble = "the queue to the broker is full"
-        call.sent += 1
+            self._note("the queue to the broker is full")
         call.timer = self._loop.call_later(min(left, call.resend_seconds), self._send, correlation, call)
         call.resend_seconds *= 2
 
-    def _no_answer(self, call: _Call, timeout: float, how: str) -> NoAnswer:
+    def _send_now(self, correlation: bytes) -> None:
+        call = self._calls.get(correlation)
+        if call is not None and call.timer is not None:
+            call.timer.cancel()
+            call.resend_seconds = RESEND_SECONDS
+            self._send(correlation, call)
+
+    def _no_answer(self, call: _Call) -> NoAnswer:
         request = call.request
+        if not call.sent:
+            how = f"not sent: {self._in_flight_max} other calls were in flight"
+            state = "it was not recorded"
+        else:
+            how = "sent once" if call.sent == 1 else f"sent {call.sent} times"
+            state = "it may or may not have been recorded; asking again with the same id is safe"
         if isinstance(request, Check | Balance):
             state = "it changes nothing, so asking again is safe"
+        if self._trouble and self._trouble_at >= call.started:
+            state += f"; last trouble: {self._trouble}"
         elif call.sent:
-            state = "it may or may not have been recorded; asking again with the same id is safe"
-        else:
-            state = "it was not recorded"
-        cause = f"; {self._trouble}" if self._trouble else "; is a worker running?" if call.sent else ""
+            state += "; is a worker running?"
         return NoAnswer(
-            f"no answer to {call.op} {request.id!r} of customer {request.customer!r} within {timeout:g} s "
-            f"({how}){cause}: {state}",
+            f"no answer to {call.op} {request.id!r} of customer {request.customer!r} within {call.timeout:g} s "
+            f"({how}): {state}",
             op=call.op,
             id=request.id,
             customer=request.customer,
@@ -277,8 +291,7 @@ class Transport:
 
     def _deliver(self, found: list[_Found]) -> None:
         """Hands answers to those who wait for them; an answer that nobody waits for any more is dropped."""
-        now = self._loop.time()
-        self._trouble = ""
+        now = time.monotonic()
         for correlation, answer in found:
             call = self._calls.pop(correlation, None)
             if call is None or call.future.done():
@@ -311,7 +324,7 @@ class Transport:
 
     def _take(self, message: Message, found: list[_Found]) -> None:
         if error := message.error():
-            self._trouble = f"reading {self._topic}: {error.str()}"
+            self._note(f"reading {self._topic}: {error.str()}")
             return
         for name, correlation in message.headers() or ():
             if name == HEADER_CORRELATION:
@@ -319,14 +332,19 @@ class Transport:
                     found.append((correlation, _decode(message.value())))
                 return
 
-    def _undelivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and error.code() != KafkaError._PURGE_QUEUE:
-            self._trouble = f"sending to {message.topic()}: {error.str()}"
+    def _undelivered(self, correlation: bytes, error: KafkaError, message: Message) -> None:
+        self._note(f"sending to {message.topic()}: {error.str()}")
+        if error.code() == KafkaError._MSG_TIMED_OUT:  # the broker is away: keep one copy waiting for it
+            self._loop.call_soon_threadsafe(self._send_now, correlation)
 
     def _remember(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error of the broker itself
-            self._trouble = error.str()
-            _log.warning("%s", self._trouble)
+            self._note(error.str())
+
+    def _note(self, trouble: str) -> None:
+        """Keeps what went wrong last, for whoever gets no answer meanwhile."""
+        self._trouble, self._trouble_at = trouble, time.monotonic()
+        _log.info("%s", trouble)
 
 
 def _line(error: Exception) -> str:

@@ -4,6 +4,9 @@ The settings say what Tallygate expects of the log: nothing is committed, checks
 log does not hold is an error, never a silent jump to another one.
 """
 
+import functools
+import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
@@ -11,6 +14,8 @@ from typing import Any, Final, TypeAlias
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from tallygate.schemas.records import Record
+
+logger = logging.getLogger(__name__)
 
 Partition: TypeAlias = tuple[str, int]  # topic, number
 
@@ -37,6 +42,39 @@ AWAY: Final = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATIO
 
 class LaneTrouble(Exception):
     """Reading cannot go on without losing or inventing records. The owner ends the process; the log is intact."""
+
+
+class BrokerWatch:
+    """Says once when a broker is away, and once when it is back, however many clients notice."""
+
+    def __init__(self, brokers: str) -> None:
+        self._brokers = brokers
+        self._missing: set[str] = set()
+        self._lock = threading.Lock()
+
+    def away(self, client: str, reason: str) -> None:
+        with self._lock:
+            if not self._missing:
+                logger.warning("broker %s is away (%s); waiting", self._brokers, reason)
+            self._missing.add(client)
+
+    def back(self, client: str) -> None:
+        with self._lock:
+            if client in self._missing:
+                self._missing.remove(client)
+                if not self._missing:
+                    logger.warning("broker %s is back", self._brokers)
+
+    def forget(self, client: str) -> None:
+        """The client is closed, whatever it knew."""
+        with self._lock:
+            self._missing.discard(client)
+
+
+@functools.cache
+def broker_watch(brokers: str) -> BrokerWatch:
+    """The process's one watch of these brokers."""
+    return BrokerWatch(brokers)
 
 
 def consumer_config(brokers: str, group: str) -> dict[str, Any]:

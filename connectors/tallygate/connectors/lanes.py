@@ -27,7 +27,16 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from tallygate.connectors.consuming import AWAY, PASSING, LaneTrouble, Partition, consumer_config, record_of, trouble_of
+from tallygate.connectors.consuming import (
+    AWAY,
+    PASSING,
+    LaneTrouble,
+    Partition,
+    broker_watch,
+    consumer_config,
+    record_of,
+    trouble_of,
+)
 from tallygate.schemas.records import Chunk, Record
 
 logger = logging.getLogger(__name__)
@@ -119,6 +128,8 @@ class Lane:
         self._room = threading.Event()  # set when something is done, or there is a command
         self._closing = False
         self._away = False
+        self._watch = broker_watch(brokers)
+        self._watch_name = f"{name} {id(self)}"
         self._admin: AdminClient | None = None
         self._consumer = self._open()
         self._thread = threading.Thread(target=self._work, name=f"lane-{name}", daemon=True)
@@ -240,6 +251,7 @@ class Lane:
             self._to_loop(self._trouble_to, broken)
         finally:
             self._consumer.close()
+            self._watch.forget(self._watch_name)
 
     def _take(self) -> None:
         first = self._consumer.poll(POLL_SECONDS)
@@ -344,9 +356,9 @@ class Lane:
         """librdkafka's news about the whole client; runs in the thread, inside `poll`."""
         if error.fatal():
             raise LaneTrouble(f"lane {self.name}: {error.str()}")
-        if error.code() in AWAY and not self._away:
+        if error.code() in AWAY:
             self._away = True
-            logger.warning("lane %s: broker %s is away (%s); waiting", self.name, self._brokers, error.str())
+            self._watch.away(self._watch_name, error.str())
 
     def _on_message_error(self, error: KafkaError, message: Any) -> None:
         code = error.code()
@@ -367,7 +379,7 @@ class Lane:
     def _note_back(self) -> None:
         if self._away:
             self._away = False
-            logger.warning("lane %s: broker %s is back", self.name, self._brokers)
+            self._watch.back(self._watch_name)
 
     def _to_loop(self, call: Callable[[Any], None], argument: Any) -> None:
         try:

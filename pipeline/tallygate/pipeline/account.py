@@ -206,7 +206,9 @@ class AccountDraft:
 
     @property
     def changed(self) -> bool:
-        return bool(self.causes or self.row is not self.account.row or any(t.changes for _, t in self.tables()))
+        return bool(
+            self.causes or self.seen or self.row is not self.account.row or any(t.changes for _, t in self.tables())
+        )
 
     def tables(self) -> tuple[tuple[str, Table[Row]], ...]:
         return (  # type: ignore[return-value]

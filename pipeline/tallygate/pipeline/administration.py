@@ -5,7 +5,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from tallygate.pipeline import credits, grants
-from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft, amount
 from tallygate.pipeline.recurrence import next_after, parse_interval
 from tallygate.pipeline.transition import RequestInput
@@ -196,7 +196,7 @@ def _begin(account: AccountDraft, part: Plan, source: str, anchor: int, at: int,
         account.pools.put(
             reset.pool, replace(row, resets=resets, resets_at=resets_at, preserve_overage=reset.preserve_overage)
         )
-        account.wake(resets_at)
+        account.wake(FOREVER if resets_at is None else resets_at)
 
 
 def _plan_grant(given: PlanGrant, source: str, anchor: int, at: int) -> GrantRow:

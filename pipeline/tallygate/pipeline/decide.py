@@ -85,7 +85,11 @@ def _next_instant(account: AccountDraft) -> int:
 
 
 def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
-    """What stream time does at one instant: holds end, then grants end and begin."""
+    """What stream time does at one instant: grants and holds end, then grants begin.
+
+    Grants end first: at this instant they no longer pay for what an ending hold settles.
+    """
+    grants.end_due(account, at)
     for hold in sorted((h for h in account.holds.values() if h.expires_at <= at), key=lambda h: h.id):
         reservations.end_of_time_to_live(draft, account, hold, at)
     grants.advance(account, at)

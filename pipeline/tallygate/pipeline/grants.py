@@ -65,12 +65,13 @@ def advance(draft: AccountDraft, at: int, resets: tuple[str, ...] = (), preserve
 
 
 def end_due(draft: AccountDraft, at: int) -> None:
-    for grant in draft.grants.values():
-        if ends_at(grant) <= at:
-            if grant.active:
-                end(draft, grant, at, -1)
-            elif _pending(grant) or not (grant.held_nanos or outlives(grant, at)):
-                draft.grants.remove(grant.id)
+    for grant in sorted(draft.grants.values(), key=burn_order):
+        if ends_at(grant) > at:
+            continue
+        if grant.active:
+            end(draft, grant, at, -1)
+        elif _pending(grant) or not (grant.held_nanos or outlives(grant, at)):
+            draft.grants.remove(grant.id)
 
 
 def begin_due(draft: AccountDraft, at: int) -> None:

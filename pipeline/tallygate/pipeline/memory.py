@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from tallygate.schemas.journal import HeldShare
-from tallygate.schemas.requests import Request, encode_request
+from tallygate.schemas.requests import Request
 
 
 class Remembered(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -62,6 +62,7 @@ class CountedEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _remembered: msgspec.json.Decoder[Remembered] = msgspec.json.Decoder(Remembered)
 _counted: msgspec.json.Decoder[CountedEvent] = msgspec.json.Decoder(CountedEvent)
 _ended: msgspec.json.Decoder[EndedHold] = msgspec.json.Decoder(EndedHold)
@@ -74,8 +75,8 @@ def digest(customer: str, kind: str, *parts: str) -> bytes:
 
 
 def content_of(request: Request) -> str:
-    """A digest of a whole request, as 32 hex digits."""
-    return blake2b(encode_request(request), digest_size=16).hexdigest()
+    """A digest of a whole request, as 32 hex digits; the order of an object's members does not matter."""
+    return blake2b(_encode_sorted(request), digest_size=16).hexdigest()
 
 
 def encode_memory(memory: Remembered | EndedHold | CountedEvent) -> bytes:

@@ -10,11 +10,12 @@ import msgspec
 
 from tallygate.pipeline.recurrence import parse_interval
 from tallygate.schemas.amounts import AmountError, quantity_nanos
-from tallygate.schemas.instants import SECOND_MS, parse_instant
+from tallygate.schemas.instants import LATEST, SECOND_MS, from_datetime, parse_instant
 from tallygate.schemas.journal import Recurrence
 
 T = TypeVar("T")
 _MISSING: Final = object()
+_LATEST: Final = from_datetime(LATEST)
 
 
 class ScenarioError(ValueError):
@@ -259,7 +260,10 @@ def _amount(value: Any) -> int:
 def _instant(value: Any) -> int:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no instant: write it like 2024-01-01T00:00:00Z")
-    return parse_instant(value)
+    at = parse_instant(value)
+    if not 0 <= at <= _LATEST:
+        raise ValueError(f"{value!r} lies outside the years 1970 to 9999 in UTC")
+    return at
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """`tallygate simulate`: what would happen? The worker's own functions over a scenario instead of a partition."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -62,6 +62,14 @@ def run_scenario(scenario: Scenario) -> dict[str, Any]:
     return {"queries": [queries[n] for n in sorted(queries)], "ops": [ops[n] for n in sorted(ops)]}
 
 
+class _Ended(NamedTuple):
+    """A hold that is over: what it held, and what was settled with which answer, if anything was."""
+
+    held_nanos: int
+    settled_nanos: int | None = None
+    answer: Mapping[str, Any] = {}
+
+
 class _Run:
     """One customer with one pool, moved through time."""
 
@@ -69,7 +77,7 @@ class _Run:
         start = scenario.start
         self._preserve = scenario.preserve_overage
         self._resets = list(scenario.resets)
-        self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._ended: dict[str, _Ended] = {}
         self._draft = AccountDraft(Account("scenario"), MemoryRows())
         self._draft.know(start.at)
         self._draft.pools.put(
@@ -119,7 +127,7 @@ class _Run:
                 return
             for hold in sorted((h for h in draft.holds.values() if h.expires_at <= at), key=lambda h: h.id):
                 holds.give_back(draft, hold, at, -1)
-                self._ended[hold.id] = ("expired", {})
+                self._ended[hold.id] = _Ended(hold.credits_nanos)
             if at == reset:
                 self._resets.pop(0)
             grants.advance(draft, at, (POOL,) if at == reset else (), self._preserve)
@@ -187,33 +195,32 @@ class _Run:
         holds.lift(self._draft, hold)
         shares, uncovered = holds.consume(self._draft, hold, cost, (POOL,), None, op.at, -1)
         answer = {**_answer(op, Reason.ALLOWED, shares), "overage": from_nanos(uncovered)}
-        self._ended[op.id] = (f"settled {cost}", answer)
+        self._ended[op.id] = _Ended(hold.credits_nanos, cost, answer)
         return answer
 
     def _settle_ended(self, op: ScenarioOp) -> dict[str, Any]:
-        how, before = self._ended.get(op.id, ("", {}))
-        if not how:
+        ended = self._ended.get(op.id)
+        if ended is None:
             return _answer(op, Reason.HOLD_UNKNOWN)
-        if how.startswith("settled"):
-            same = op.amount_nanos is None or how == f"settled {op.amount_nanos}"
-            return {**before, "at": format_instant(op.at)} if same else _answer(op, Reason.ID_CONFLICT)
-        if op.amount_nanos is None:
-            return _answer(op, Reason.HOLD_ENDED)
-        answer = {**self.use(op), "late": True}
-        self._ended[op.id] = (f"settled {op.amount_nanos}", answer)
+        cost = ended.held_nanos if op.amount_nanos is None else op.amount_nanos
+        if ended.settled_nanos is not None:
+            same = cost == ended.settled_nanos
+            return {**ended.answer, "at": format_instant(op.at)} if same else _answer(op, Reason.ID_CONFLICT)
+        answer = {**self.use(replace(op, amount_nanos=cost)), "late": True}
+        self._ended[op.id] = _Ended(ended.held_nanos, cost, answer)
         return answer
 
     def _release(self, op: ScenarioOp) -> dict[str, Any]:
         hold = self._draft.holds.get(op.id)
         if hold is not None:
             holds.give_back(self._draft, hold, op.at, -1)
-            self._ended[op.id] = ("released", {})
+            self._ended[op.id] = _Ended(hold.credits_nanos)
             return _answer(op, Reason.ALLOWED, hold.receipt)
         return _answer(op, Reason.ALLOWED if op.id in self._ended else Reason.HOLD_UNKNOWN)
 
     def _void(self, op: ScenarioOp) -> dict[str, Any]:
         grant = self._draft.grants.get(op.id)
-        if grant is None or grant.voided_at is not None:
+        if grant is None or grant.voided_at is not None or grants.ends_at(grant) <= op.at:
             return _answer(op, Reason.GRANT_ENDED)
         grants.void(self._draft, grant, op.at, -1)
         return _answer(op, Reason.ALLOWED)
@@ -245,22 +252,39 @@ def check_scenarios(document: object) -> list[str]:
         name = str(each.get("name", f"scenarios[{number}]"))
         if "expect" not in each:
             continue
+        expected = _expected(each["expect"], f"{name}: expect")
         found = _run_or_refuse(each)
-        differences += [f"{name}: {line}" for line in _differences(each["expect"], found)]
+        differences += [f"{name}: {line}" for line in _differences(expected, found)]
     return differences
 
 
-def _differences(expected: Any, found: dict[str, Any]) -> list[str]:
-    if isinstance(expected, Mapping):  # {"queries": [...], "ops": [...]} or {"error": ...}
-        if "error" in expected:
-            return [] if "error" in found else ["expected a refusal, found none"]
-        parts = [(kind, expected.get(kind, [])) for kind in ("queries", "ops")]
-    else:
-        parts = [("queries", expected)]
+def _expected(value: Any, place: str) -> dict[str, list[Mapping[str, Any]]] | None:
+    """Expected objects by kind, from a list for the queries or from an object of lists; None: a refusal."""
+    if isinstance(value, Mapping) and "error" in value:
+        return None
+    parts = value if isinstance(value, Mapping) else {"queries": value}
+    for kind, wanted in parts.items():
+        if kind not in ("queries", "ops"):
+            raise ScenarioError(f"{place}.{kind}: unknown field; known: queries, ops, error")
+        if not isinstance(wanted, list):
+            raise ScenarioError(f"{place}: wants a list, or an object of the lists queries and ops")
+        for number, each in enumerate(wanted):
+            here = f"{place}[{number}]" if parts is not value else f"{place}.{kind}[{number}]"
+            if not isinstance(each, Mapping):
+                raise ScenarioError(f"{here}: wants an object")
+            for field in ("balances", "amounts"):
+                if not isinstance(each.get(field, {}), Mapping):
+                    raise ScenarioError(f"{here}.{field}: wants an object")
+    return dict(parts)
+
+
+def _differences(expected: dict[str, list[Mapping[str, Any]]] | None, found: dict[str, Any]) -> list[str]:
+    if expected is None:
+        return [] if "error" in found else ["expected a refusal, found none"]
     if "error" in found:
         return [f"refused: {found['error']}"]
     lines = []
-    for kind, wanted in parts:
+    for kind, wanted in expected.items():
         if len(wanted) > len(found[kind]):
             lines.append(f"{kind}: {len(wanted)} expected, {len(found[kind])} found")
         for number, (want, have) in enumerate(zip(wanted, found[kind], strict=False)):

@@ -1,27 +1,22 @@
 """What a worker asks of the cluster besides records: whether it is there, its topics, and where a partition begins and
-ends. A broker that is away is waited for, with one line when it goes and one when it is back.
+ends. Brokers that are away are waited for.
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from tallygate.connectors.consuming import PASSING, broker_watch
 from tallygate.schemas import topics
 from tallygate.topologies.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 _ASK_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.5
-#: So long a broker may take to answer before people are told.
-_QUIET_SECONDS: Final = 1.0
 
 #: The topics without which a worker cannot start; the first three must have the same number of partitions.
 NEEDED: Final = (topics.JOURNAL, topics.USAGE, topics.REQUESTS, topics.CATALOG, topics.DEAD_LETTERS)
@@ -44,6 +39,7 @@ class Cluster:
 
     def __init__(self, settings: Settings) -> None:
         self._brokers = settings.kafka_brokers
+        self._watch = broker_watch(settings.kafka_brokers)
         try:
             self._admin = AdminClient({**settings.librdkafka, "log_level": 2, "error_cb": lambda error: None})
         except KafkaException as error:
@@ -68,7 +64,9 @@ class Cluster:
         if len(set(counts.values())) != 1:
             text = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ClusterTrouble(f"the inputs and the journal must have the same number of partitions: {text}")
-        return Layout(counts[topics.JOURNAL], str(found[topics.JOURNAL].topic_id))
+        # librdkafka writes the id with signs that a file name cannot hold; Kafka's own tools write it like this.
+        journal_id = str(found[topics.JOURNAL].topic_id).replace("/", "_").replace("+", "-")
+        return Layout(counts[topics.JOURNAL], journal_id)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset there is, and the one that the next record will have."""
@@ -85,32 +83,14 @@ class Cluster:
             raise ClusterTrouble(f"{topic} partition {partition}: {error.args[0].str()}") from error
 
     async def _patiently(self, ask: Callable[[], _T]) -> _T:
-        began, told = time.monotonic(), False
         while True:
             try:
                 answer = await asyncio.to_thread(ask)
             except KafkaException as error:
-                if not _passing(error.args[0]):
+                if error.args[0].code() not in PASSING and not error.args[0].retriable():
                     raise
-                if not told and time.monotonic() - began > _QUIET_SECONDS:
-                    logger.warning("no Kafka at %s (%s); waiting for it", self._brokers, error.args[0].str())
-                    told = True
+                self._watch.away("worker", error.args[0].str())
+                await asyncio.sleep(_AGAIN_SECONDS)
             else:
-                if told:
-                    logger.warning("Kafka at %s is back", self._brokers)
+                self._watch.back("worker")
                 return answer
-            await asyncio.sleep(_AGAIN_SECONDS)
-
-
-def _passing(error: KafkaError) -> bool:
-    return error.retriable() or error.code() in (
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._RESOLVE,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.BROKER_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-    )

@@ -14,8 +14,10 @@ import csv
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from importlib.resources import files
+from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from tallygate.schemas.instants import from_datetime
@@ -69,14 +71,15 @@ class Totals(NamedTuple):
     output_tokens: int
 
 
-def data_file(name: str) -> bytes:
+def data_path(name: str) -> AbstractContextManager[Path]:
     """A file of the demo's data folder, which is part of the package."""
-    return files("tallygate.topologies").joinpath("demo_data", name).read_bytes()
+    return as_file(files("tallygate.topologies").joinpath("demo_data", name))
 
 
 def read_rows(trace: Trace) -> Iterator[tuple[int, int, int]]:
     """(instant in ms, context tokens, generated tokens) of each row of a trace, as published."""
-    text = lzma.decompress(data_file(f"AzureLLMInferenceTrace_{trace}.csv.xz")).decode()
+    with data_path(f"AzureLLMInferenceTrace_{trace}.csv.xz") as path:
+        text = lzma.decompress(path.read_bytes()).decode()
     rows = csv.reader(text.splitlines())
     header = next(rows)
     assert header == ["TIMESTAMP", "ContextTokens", "GeneratedTokens"], f"another header: {header}"

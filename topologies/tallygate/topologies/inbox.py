@@ -37,12 +37,12 @@ class Step(msgspec.Struct, frozen=True):
     """What one step works on. `finished` is to be called, in order, once all of it is in force."""
 
     taken: tuple[Taken, ...]
-    finished: tuple[Callable[[], None], ...]
+    finished: tuple[Callable[[], object], ...]
 
 
 class _Waiting(msgspec.Struct):
     records: Sequence[Record]
-    done: Callable[[], None]
+    done: Callable[[], object]
     at: int = 0
 
 
@@ -56,14 +56,14 @@ class _Lane:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def offer(self, records: Sequence[Record], done: Callable[[], None]) -> None:
+    def offer(self, records: Sequence[Record], done: Callable[[], object]) -> None:
         self._waiting.append(_Waiting(records, done))
 
     def next(self) -> Record:
         first = self._waiting[0]
         return first.records[first.at]
 
-    def advance(self) -> Callable[[], None] | None:
+    def advance(self) -> Callable[[], object] | None:
         """Steps over the next record; returns what its chunk wants called when that was the chunk's last."""
         first = self._waiting[0]
         first.at += 1
@@ -85,27 +85,32 @@ class Inbox:
     def __bool__(self) -> bool:
         return bool(self._usage or self._requests)
 
-    def offer(self, chunk: Chunk, done: Callable[[], None]) -> None:
+    @property
+    def asks(self) -> bool:
+        """Whether a request waits: somebody may be waiting for its answer."""
+        return bool(self._requests)
+
+    def offer(self, chunk: Chunk, done: Callable[[], object]) -> None:
         """Takes a chunk in; `done` is called when all its records are in force, or were before."""
         lane = self._requests if chunk.topic == topics.REQUESTS else self._usage
         lane.offer(chunk.records, done)
 
     def take(self, applied: Callable[[str], int]) -> Step:
         """The next step, without the records that are applied already; empty when nothing waits."""
-        finished: list[Callable[[], None]] = []
+        finished: list[Callable[[], object]] = []
         requests = self._take_requests(applied, finished)
         usage = self._take_usage(applied, finished)
         taken = merge(usage, requests, key=lambda each: each.record.timestamp_ms) if usage and requests else None
         return Step(tuple(taken or usage or requests), tuple(finished))
 
-    def _take_requests(self, applied: Callable[[str], int], finished: list[Callable[[], None]]) -> list[Taken]:
+    def _take_requests(self, applied: Callable[[str], int], finished: list[Callable[[], object]]) -> list[Taken]:
         taken: list[Taken] = []
         self._requests.last = max(self._requests.last, applied(topics.REQUESTS))
         while self._requests and len(taken) < self._limits.requests_max:
             self._pass(self._requests, taken, finished)
         return taken
 
-    def _take_usage(self, applied: Callable[[str], int], finished: list[Callable[[], None]]) -> list[Taken]:
+    def _take_usage(self, applied: Callable[[str], int], finished: list[Callable[[], object]]) -> list[Taken]:
         taken: list[Taken] = []
         events = size = 0
         self._usage.last = max(self._usage.last, applied(topics.USAGE))
@@ -117,7 +122,7 @@ class Inbox:
             events += len(one.events) if isinstance(one, UsageInput) else 1
         return taken
 
-    def _pass(self, lane: _Lane, taken: list[Taken], finished: list[Callable[[], None]]) -> Input | None:
+    def _pass(self, lane: _Lane, taken: list[Taken], finished: list[Callable[[], object]]) -> Input | None:
         record = lane.next()
         done = lane.advance()
         if done is not None:

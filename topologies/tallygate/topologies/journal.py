@@ -6,15 +6,16 @@ idempotent, so its own retries never write a batch twice and it goes on through 
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
 
-from tallygate.connectors.consuming import LaneTrouble, replay
+from tallygate.connectors.consuming import LaneTrouble, broker_watch, replay
 from tallygate.connectors.lanes import Lane
 from tallygate.schemas.records import Chunk, Record
 from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL, JOURNAL_BATCH_BYTES_MAX
@@ -39,6 +40,8 @@ _SSL_OPTIONS: Final = {
     "ssl.key.password": "password",
 }
 
+_AGAIN_SECONDS: Final = 0.5
+
 
 def producer_options(kafka_config: Mapping[str, str]) -> dict[str, Any]:
     """aiokafka's arguments for the same connection as librdkafka's options describe."""
@@ -58,20 +61,32 @@ class JournalWriter:
 
     def __init__(self, settings: Settings) -> None:
         self._timeout_seconds = settings.append_timeout_ms / 1000
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_brokers,
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            max_batch_size=JOURNAL_BATCH_BYTES_MAX,
-            max_request_size=2 * JOURNAL_BATCH_BYTES_MAX,
-            request_timeout_ms=settings.append_timeout_ms,
-            retry_backoff_ms=20,
+        self._watch = broker_watch(settings.kafka_brokers)
+        self._options = {
+            "bootstrap_servers": settings.kafka_brokers,
+            "acks": "all",
+            "enable_idempotence": True,
+            "linger_ms": 0,
+            "max_batch_size": JOURNAL_BATCH_BYTES_MAX,
+            "max_request_size": 2 * JOURNAL_BATCH_BYTES_MAX,
+            "request_timeout_ms": settings.append_timeout_ms,
+            "retry_backoff_ms": 20,
             **producer_options(settings.kafka_config),
-        )
+        }
 
     async def start(self) -> None:
-        await self._producer.start()
+        """Connects; waits for brokers that are away."""
+        while True:
+            self._producer = AIOKafkaProducer(**self._options)
+            try:
+                await self._producer.start()
+            except KafkaConnectionError as error:
+                self._watch.away("journal writer", str(error))
+                await self.stop()
+                await asyncio.sleep(_AGAIN_SECONDS)
+            else:
+                self._watch.back("journal writer")
+                return
 
     async def append(self, partition: int, records: Sequence[Pair], term: int, seq: int) -> None:
         """Appends all records as one batch and returns when the broker has it. Raises `AppendUnknown`."""
@@ -145,7 +160,8 @@ class JournalReader:
         return chunk.records
 
     async def replay(self, partition: int, begin: int, end: int, take: Callable[[Record], None]) -> None:
-        """Hands `[begin, end)` to `take`, in a thread of its own."""
+        """Hands `[begin, end)` to `take`, in a thread of its own, which is over when this is."""
+        cancelled = threading.Event()
 
         def run() -> None:
             records = replay(
@@ -157,9 +173,17 @@ class JournalReader:
                 client_config=self._settings.kafka_config,
             )
             for record in records:
+                if cancelled.is_set():
+                    return
                 take(record)
 
-        await asyncio.to_thread(run)
+        thread = asyncio.ensure_future(asyncio.to_thread(run))
+        try:
+            await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            cancelled.set()
+            await thread
+            raise
 
     def close(self) -> None:
         self._lane.close()

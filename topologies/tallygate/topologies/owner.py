@@ -38,7 +38,6 @@ from tallygate.topologies.ports import (
     Journal,
     Pair,
     Replies,
-    Stopped,
 )
 from tallygate.topologies.tables import Table, cannot_resume
 
@@ -98,7 +97,6 @@ class PartitionOwner:
         self._rules = rules or Rules()
         self._limits = limits or OwnerLimits()
         self._table: Table | None = None
-        self._stopping = False
         self._known_us = 0  # the owner's journal was its own at least until then
         self._tick_us = 0
         self._remembered_from = b""
@@ -109,7 +107,7 @@ class PartitionOwner:
     async def open(self) -> dict[str, int]:
         """Recovers the state and takes the partition over; returns the next offset to read of each topic seen so far.
 
-        Raises `Stopped` after `stop`, and what the ports raise.
+        It may be cancelled at every await: an open record that nobody works under does no harm.
         """
         ports = self._ports
         started = ports.clock.monotonic_us()
@@ -138,8 +136,6 @@ class PartitionOwner:
         return {topic: offset + 1 for topic, offset in self._state.row.applied.items()}
 
     def _recover(self, record: Record) -> None:
-        if self._stopping:
-            raise Stopped(f"partition {self.partition}: asked to stop while recovering")
         self._follower.take(record)
         if self._follower.pending_writes >= RECOVERY_WRITES_MAX:
             self._follower.flush()
@@ -147,7 +143,7 @@ class PartitionOwner:
 
     async def _take_over(self) -> int:
         """Appends open records until one is the first of its term; whatever lies before it is the state."""
-        while not self._stopping:
+        while True:
             term = self._follower.fence.term + 1
             row = encode_record(OpenRow(self._owner_id, self._ports.clock.wall_ms()))
             self._known_us = self._ports.clock.monotonic_us()
@@ -156,11 +152,6 @@ class PartitionOwner:
                 self._follower.flush()
                 return term
             logger.info("partition %d: another owner opened term %d first", self.partition, term)
-        raise Stopped(f"partition {self.partition}: asked to stop while opening")
-
-    def stop(self) -> None:
-        """Makes `open` end soon, with `Stopped`; may be called from any thread."""
-        self._stopping = True
 
     def close(self) -> None:
         """Closes the table. Nothing is in flight: a step is over before this is called."""

@@ -30,10 +30,6 @@ class AppendUnknown(OwnershipLost):
     """An append was not answered, or not read back, in time: it may or may not be in the journal."""
 
 
-class Stopped(Exception):
-    """The owner was asked to stop before it had opened."""
-
-
 class Clock(Protocol):
     """`wall_ms` is what people's clocks show, and may jump; `monotonic_us` does not."""
 
@@ -50,7 +46,7 @@ class Journal(Protocol):
         ...
 
     async def replay(self, begin: int, end: int, take: Callable[[Record], None]) -> None:
-        """Hands every record of `[begin, end)` to `take`, in order; what `take` raises ends it."""
+        """Hands every record of `[begin, end)` to `take`, in order; none once it has ended, were it by cancellation."""
         ...
 
     def follow(self, begin: int) -> None:

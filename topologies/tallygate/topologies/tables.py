@@ -68,8 +68,7 @@ class RocksTable:
         """Opens or makes the folder; one that is damaged is wiped. Raises `TableBroken`, e.g. when it is in use."""
         self.path = path
         self.rebuilt = False
-        self._db = self._open()
-        self.position = self._read_position()
+        self._db, self.position = self._open()
 
     def get(self, key: bytes, /) -> bytes | None:
         try:
@@ -81,8 +80,14 @@ class RocksTable:
         options = ReadOptions()
         options.set_iterate_upper_bound(_ROW + end)
         try:
-            found = self._db.items(from_key=_ROW + begin, read_opt=options)
-            return [(key[1:], value) for key, value in found]
+            found = []
+            at = self._db.iter(options)
+            at.seek(_ROW + begin)
+            while at.valid():
+                found.append((at.key()[1:], at.value()))
+                at.next()
+            at.status()  # an iterator, and rocksdict's items(), end silently at a damaged block
+            return found
         except Exception as error:
             raise self._broken(error) from error
 
@@ -104,41 +109,48 @@ class RocksTable:
 
     def wipe(self, why: str) -> None:
         logger.warning("%s: %s; building it anew from the journal", self.path, why)
-        self._db.close()
+        self.close()
         shutil.rmtree(self.path)
-        self._db = self._open()
-        self.position = Position()
+        self._db, self.position = self._open()
         self.rebuilt = True
 
     def close(self) -> None:
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:  # noqa: BLE001  # of a background task; the journal has everything
+            logger.warning("%s; it will be built anew from the journal", self._broken(error))
 
-    def _open(self) -> Rdict:
+    def _open(self) -> tuple[Rdict, Position]:
         if (self.path / _BROKEN_MARK).exists():
             self._remove("was marked as broken")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return Rdict(str(self.path), _options())
+            return self._open_once()
         except OSError as error:
             raise TableBroken(f"{self.path}: {error.strerror}: choose another TALLYGATE_DATA_DIR") from error
         except Exception as error:  # rocksdict raises bare Exceptions; the text tells them apart
-            if "lock" in str(error).lower():
+            if "/LOCK:" in str(error):
                 raise TableBroken(f"{self.path} is in use by another process") from error
             self._remove(f"cannot be opened ({_first_line(error)})")
         try:
-            return Rdict(str(self.path), _options())
+            return self._open_once()
         except Exception as error:
             raise TableBroken(f"{self.path} cannot be opened: {_first_line(error)}") from error
+
+    def _open_once(self) -> tuple[Rdict, Position]:
+        db = Rdict(str(self.path), _options())
+        try:
+            value = db.get(_META)
+            return db, Position() if value is None else msgspec.json.decode(value, type=Position)
+        except BaseException:
+            db.close()
+            raise
 
     def _remove(self, why: str) -> None:
         logger.warning("%s %s; building it anew from the journal", self.path, why)
         shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         self.rebuilt = True
-
-    def _read_position(self) -> Position:
-        value = self._db.get(_META)
-        return Position() if value is None else msgspec.json.decode(value, type=Position)
 
     def _broken(self, error: Exception) -> TableBroken:
         """Leaves a mark, so that the next start does not trip over the same damage."""

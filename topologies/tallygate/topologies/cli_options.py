@@ -1,0 +1,77 @@
+"""What the commands share: options, how settings are found, how results are shown."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tallygate.connectors.client import TallygateSync
+    from tallygate.topologies.settings import Settings
+
+Brokers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Kafka's addresses, with commas. Default: TALLYGATE_KAFKA_BROKERS, else a running `tallygate up`, "
+        "else 127.0.0.1:9092.",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="The data folder. Default: TALLYGATE_DATA_DIR, else a folder of its own among the user's data.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for the answer.")]
+Customer = Annotated[str, typer.Argument(help="The customer's name.", show_default=False)]
+
+
+def settings_for(brokers: str | None, data_dir: Path | None) -> "Settings":
+    """The settings of a command that talks to a cluster."""
+    from tallygate.topologies.running import connect_settings
+
+    return connect_settings(kafka_brokers=brokers, data_dir=data_dir)
+
+
+@contextmanager
+def client_for(brokers: str | None, data_dir: Path | None, timeout: float) -> Iterator["TallygateSync"]:
+    from tallygate.connectors.client import TallygateSync
+
+    settings = settings_for(brokers, data_dir)
+    with TallygateSync(settings.kafka_brokers, service="cli", timeout=timeout, kafka=settings.kafka_config) as client:
+        yield client
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """A mapping from `name=value` texts."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise typer.BadParameter(f"{text!r} is no NAME=VALUE", param_hint=option)
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
+        found[name] = value
+    return found
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    import msgspec
+
+    typer.echo(msgspec.json.encode(value).decode())
+
+
+def console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False)
