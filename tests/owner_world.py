@@ -33,7 +33,7 @@ REPLY_TO = topics.reply_topic("test")
 CATALOG = Catalog(
     version=1,
     meters=(Meter("tokens", "llm.call", "sum", "tokens"),),
-    features=(Feature("llm", "credits", ("tokens",)),),
+    features=(Feature("llm", ("credits",), ("tokens",)),),
 )
 
 

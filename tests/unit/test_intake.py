@@ -46,12 +46,6 @@ SOURCE = Source(topics.REQUESTS, HERE, 41, 1_767_268_800_000)
 NESTED = GOOD.replace(b"}", b',"x":' + DEEP + b"}")
 intake = Intake(PARTITIONS)
 
-raises = pytest.mark.xfail(
-    raises=RecursionError,
-    strict=True,
-    reason="the look for an id and a customer in a refused request does not catch it",
-)
-
 
 def test_a_request_is_read_with_its_way_back() -> None:
     way = {"reply_to": REPLIES.encode(), "reply_partition": b"3", "correlation_id": b"\x00\xff"}
@@ -122,8 +116,8 @@ def test_a_reply_partition_that_is_no_number_is_refused(number: bytes) -> None:
         pytest.param(GOOD.replace(b'"acme"', b'""'), Reason.CUSTOMER_MISSING, "r1", "", id="an empty customer"),
         pytest.param(GOOD.replace(b'"acme"', b"7"), Reason.MALFORMED, "", "", id="a number as customer"),
         pytest.param(GOOD.replace(b"}", b',"x":1}'), Reason.MALFORMED, "r1", "acme", id="a misspelt field"),
-        pytest.param(b'{"id":"r1","x":' + DEEP + b"}", Reason.MALFORMED, "", "", id="nested deeply", marks=raises),
-        pytest.param(NESTED, Reason.MALFORMED, "", "", id="nested in a field", marks=raises),
+        pytest.param(b'{"id":"r1","x":' + DEEP + b"}", Reason.MALFORMED, "", "", id="nested deeply"),
+        pytest.param(NESTED, Reason.MALFORMED, "", "", id="nested in a field"),
         pytest.param(
             encode_request(Reserve(id="r1", customer=STRANGER, feature="llm")),
             Reason.WRONG_PARTITION,

@@ -82,6 +82,6 @@ class _Identity(msgspec.Struct):
 def _identity(value: bytes | None) -> tuple[str, str]:
     try:
         found = msgspec.json.decode(value or b"", type=_Identity)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return "", ""
     return found.id[:256], found.customer[:256]
