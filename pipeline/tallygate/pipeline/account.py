@@ -27,7 +27,6 @@ from tallygate.schemas.journal import (
     decode_record,
     row_key,
     split_key,
-    usage_id,
 )
 from tallygate.schemas.ledger import Posting
 
@@ -240,24 +239,20 @@ class AccountDraft:
         """The set of active grants has changed."""
         self.burn = {}
 
-    def usage_row(self, meter: str, hour: int, dimensions: dict[str, str]) -> UsageRow:
-        id = usage_id(meter, hour, dimensions)
+    def usage_row(self, id: str) -> UsageRow | None:
+        """An hour of usage; the account does not load its history, so it may have to come from the table."""
         row = self.usage.get(id)
         if row is None:
             value = self._rows.get(row_key(self.customer, "usage", id))
-            if value is None:
-                return UsageRow(meter, hour, dimensions)
-            found = decode_record(value)
-            assert isinstance(found, UsageRow)
-            row = found
+            if value is not None:
+                found = decode_record(value)
+                assert isinstance(found, UsageRow)
+                row = found
         return row
 
     def has_value(self, id: str) -> bool:
         """Whether a `unique` meter has met this value."""
         return self.values.get(id) is not None or self._rows.get(row_key(self.customer, "value", id)) is not None
-
-    def put_usage(self, row: UsageRow) -> None:
-        self.usage.put(usage_id(row.meter, row.hour, row.dimensions), row)
 
     def cause(self, cause: Cause) -> int:
         """The index of the input that what follows is due to."""

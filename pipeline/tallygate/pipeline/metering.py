@@ -4,8 +4,10 @@ A meter's hour is a sum, a count, the least, greatest or latest value, or the nu
 to its bill is what it adds to a sum or count, by how much it raises the greatest value, or whether a value is new.
 """
 
+from collections.abc import Iterator
 from decimal import Decimal
 from hashlib import blake2b
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -16,7 +18,7 @@ from tallygate.schemas.amounts import NANOS, AmountError, quantity_nanos
 from tallygate.schemas.catalog import Feature, Meter
 from tallygate.schemas.events import NAME_MAX, UsageEvent
 from tallygate.schemas.instants import HOUR_MS
-from tallygate.schemas.journal import UsageDelta, UsageRow, ValueRow, usage_id
+from tallygate.schemas.journal import UsageDelta, UsageRow, ValueRow, scope_text, usage_id_of
 from tallygate.schemas.reasons import Reason, Refused
 
 
@@ -127,42 +129,56 @@ def record(
     """Take quantities into the hour of `at`, by each meter's own dimensions; returns what each adds to the bill."""
     hour = at - at % HOUR_MS
     billed: dict[str, int] = {}
-    for name, quantity in quantities.items():
-        meter = tariff.meters.get(name)  # None: a later catalog has dropped it under an open hold
-        kept = {k: dimensions[k] for k in meter.dimensions if k in dimensions} if meter else {}
-        row = draft.usage_row(name, hour, kept)
-        after, added = _aggregated(draft, meter, row, quantity, at, (values or {}).get(name, ""))
-        draft.put_usage(replace(after, events=row.events + 1, late_events=row.late_events + late))
+    for name, quantity, meter, kept, id in _hours(tariff, quantities, dimensions, hour):
+        row = draft.usage_row(id) or UsageRow(name, hour, kept)
+        added, total, latest_at = quantity, row.quantity_nanos + quantity, row.latest_at
+        if meter is not None and meter.aggregation not in _ADDITIVE:
+            total, added = _aggregated(draft, meter, row, id, quantity, at, (values or {}).get(name, ""))
+            latest_at = max(latest_at, at) if meter.aggregation == "latest" else 0
+        late_events = row.late_events + late
+        draft.usage.put(id, UsageRow(name, hour, kept, total, row.events + 1, late_events, latest_at))
         draft.deltas.append(UsageDelta(name, hour, kept, quantity, 1, int(late), cause))
         billed[name] = added
     return billed
 
 
+_ADDITIVE: Final = ("sum", "count")
+_Hour = tuple[str, int, Meter | None, dict[str, str], str]
+
+
+def _hours(tariff: Tariff, quantities: dict[str, int], dimensions: dict[str, str], hour: int) -> Iterator[_Hour]:
+    """For each quantity: its meter (None: a later catalog has dropped it), the dimensions it keeps, its row's id."""
+    texts: dict[tuple[str, ...], tuple[dict[str, str], str]] = {}
+    for name, quantity in quantities.items():
+        meter = tariff.meters.get(name)
+        names = meter.dimensions if meter else ()
+        found = texts.get(names)
+        if found is None:
+            kept = {k: dimensions[k] for k in names if k in dimensions}
+            found = texts[names] = kept, scope_text(kept)
+        yield name, quantity, meter, found[0], usage_id_of(name, hour, found[1])
+
+
 def _aggregated(
-    draft: AccountDraft, meter: Meter | None, row: UsageRow, quantity: int, at: int, value: str
-) -> tuple[UsageRow, int]:
-    """The hour with one more quantity, and what it adds to the bill."""
+    draft: AccountDraft, meter: Meter, row: UsageRow, id: str, quantity: int, at: int, value: str
+) -> tuple[int, int]:
+    """The hour's quantity with one more value, and what that adds to the bill."""
     before = row.quantity_nanos
-    match meter.aggregation if meter else "sum":
-        case "sum" | "count":
-            return replace(row, quantity_nanos=before + quantity), quantity
+    match meter.aggregation:
         case "min":
-            return replace(row, quantity_nanos=min(before, quantity) if row.events else quantity), 0
+            return (min(before, quantity) if row.events else quantity), 0
         case "max":
-            return replace(row, quantity_nanos=max(before, quantity)), max(0, quantity - before)
+            return max(before, quantity), max(0, quantity - before)
         case "latest":
-            if at < row.latest_at:
-                return row, 0
-            return replace(row, quantity_nanos=quantity, latest_at=at), 0
+            return (quantity if at >= row.latest_at else before), 0
         case "unique":
-            digest = blake2b(value.encode(), digest_size=16).hexdigest()
-            id = f"{usage_id(row.meter, row.hour, row.dimensions)}\0{digest}"
-            if draft.has_value(id):
-                return row, 0
-            draft.values.put(id, ValueRow(at))
-            return replace(row, quantity_nanos=before + NANOS), NANOS
+            value_id = f"{id}\0{blake2b(value.encode(), digest_size=16).hexdigest()}"
+            if draft.has_value(value_id):
+                return before, 0
+            draft.values.put(value_id, ValueRow(at))
+            return before + NANOS, NANOS
         case other:
-            raise AssertionError(f"no aggregation: {other}")
+            raise AssertionError(f"no such aggregation: {other}")
 
 
 def unrecord(
@@ -175,12 +191,10 @@ def unrecord(
 ) -> None:
     """Take an event's quantities out of its hour again: of sums and counts, the others cannot be undone."""
     hour = at - at % HOUR_MS
-    for name, quantity in quantities.items():
-        meter = tariff.meters.get(name)
-        if meter is None or meter.aggregation not in ("sum", "count"):
+    for name, quantity, meter, kept, id in _hours(tariff, quantities, dimensions, hour):
+        row = draft.usage_row(id)
+        if row is None or meter is None or meter.aggregation not in _ADDITIVE:
             continue
-        kept = {k: dimensions[k] for k in meter.dimensions if k in dimensions}
-        row = draft.usage_row(name, hour, kept)
         left = max(0, row.quantity_nanos - quantity)
-        draft.put_usage(replace(row, quantity_nanos=left, events=max(0, row.events - 1)))
+        draft.usage.put(id, replace(row, quantity_nanos=left, events=max(0, row.events - 1)))
         draft.deltas.append(UsageDelta(name, hour, kept, -quantity, -1, 0, cause))

@@ -6,11 +6,22 @@ also files its customer under the instant at which stream time next changes it, 
 
 from collections.abc import Iterator
 
+import msgspec
+
 from tallygate.schemas.instants import DAY_MS
-from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, AccountRow, Entry, decode_record, split_key
+from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, AccountRow, Seen, decode_record, split_key
 
 Write = tuple[bytes, bytes | None]
 
+
+class _Ids(msgspec.Struct):
+    """Of an entry, only what the local table keeps of it."""
+
+    at: int
+    seen: tuple[Seen, ...] = ()
+
+
+_ids = msgspec.json.Decoder(_Ids)
 _SEEN = b"\0seen\0"
 _DUE = b"\0due\0"
 
@@ -24,8 +35,7 @@ def table_writes(key: bytes, value: bytes | None) -> Iterator[Write]:
     _, kind, _ = split_key(key)
     if kind == ENTRY_KIND:
         if value is not None:
-            entry = decode_record(value)
-            assert isinstance(entry, Entry)
+            entry = _ids.decode(value)
             day = entry.at // DAY_MS
             for seen in entry.seen:
                 yield seen_key(day, bytes.fromhex(seen.key)), b"%d " % entry.at + bytes(seen.value)

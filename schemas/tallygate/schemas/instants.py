@@ -1,6 +1,7 @@
 """Instants: integers of milliseconds since 1970 in UTC inside, RFC 3339 text at the edges."""
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -36,6 +37,7 @@ def parse_instant(text: str) -> int:
     return from_datetime(instant)
 
 
+@lru_cache(maxsize=1024)  # one stream time appears in many answers
 def format_instant(at: int) -> str:
     """`2026-01-31T00:00:00Z`, with milliseconds where there are any; years 1 to 9999."""
     spec = "milliseconds" if at % SECOND_MS else "seconds"

@@ -341,7 +341,9 @@ def scope_text(scope: dict[str, str]) -> str:
 
     `%`, `,` and `=` inside names and values are percent-encoded, so that different scopes never share a text.
     """
-    return ",".join(f"{_escaped(k)}={_escaped(v)}" for k, v in sorted(scope.items()))
+    if not scope:
+        return ""
+    return ",".join([f"{_escaped(k)}={_escaped(v)}" for k, v in sorted(scope.items())])
 
 
 def _escaped(text: str) -> str:
@@ -351,7 +353,12 @@ def _escaped(text: str) -> str:
 
 
 def usage_id(meter: str, hour: int, dimensions: dict[str, str]) -> str:
-    return f"{meter}\0{hour}\0{scope_text(dimensions)}"
+    return usage_id_of(meter, hour, scope_text(dimensions))
+
+
+def usage_id_of(meter: str, hour: int, scope: str) -> str:
+    """The same with the dimensions as their `scope_text`."""
+    return f"{meter}\0{hour}\0{scope}"
 
 
 _encoder = msgspec.json.Encoder()
