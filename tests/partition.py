@@ -78,6 +78,11 @@ class Partition:
         [reply] = transition.replies
         return decode_answer(reply.answer)
 
+    def ask_all(self, *requests: Request) -> list[Answer]:
+        """Decide requests in one chunk; their answers in order."""
+        transition = self.apply(*(self.record(topics.REQUESTS, encode_request(each)) for each in requests))
+        return [decode_answer(reply.answer) for reply in transition.replies]
+
     def use(self, *events: UsageEvent | bytes) -> Transition:
         """Take usage events now, a record each, in one chunk."""
         values = [event if isinstance(event, bytes) else encode_event(event) for event in events]
@@ -85,7 +90,10 @@ class Partition:
 
     def tick(self, seconds: int) -> Transition:
         """Let time pass, and let the owner notice it."""
-        self.now += seconds * 1000
+        return self.tick_ms(seconds * 1000)
+
+    def tick_ms(self, ms: int) -> Transition:
+        self.now += ms
         return self.apply(Tick(self.now))
 
     def record(self, topic: str, value: bytes, headers: dict[str, bytes] | None = None) -> Input:

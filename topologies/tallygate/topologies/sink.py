@@ -14,9 +14,10 @@ from functools import partial
 from typing import Final, TypeVar
 
 from tallygate.connectors.clickhouse import Store, StoreAway, StoreError, is_embedded, place_of
+from tallygate.schemas.topics import JOURNAL
 from tallygate.topologies.metrics import MetricsError
 from tallygate.topologies.settings import ENV_PREFIX, Settings
-from tallygate.topologies.sink_journal import JournalReader, JournalTrouble, behind_seconds
+from tallygate.topologies.sink_journal import JournalReader, JournalTrouble, behind_seconds, find_journal
 from tallygate.topologies.sink_metrics import MetricsPage, SinkMetrics
 from tallygate.topologies.sink_rows import Batch
 from tallygate.topologies.sql_server import SqlServer, SqlServerError
@@ -172,14 +173,18 @@ def _run(
     if is_embedded(settings.clickhouse):
         server = SqlServer(settings.clickhouse, settings.sql_address, settings.data_dir, store)
         running.callback(server.close)
-    reader = JournalReader(settings.librdkafka, partitions=partitions, accept_gap=accept_gap, stop=stop)
-    running.callback(reader.close)
-    journal = reader.identify()
+    journal = find_journal(settings.librdkafka, stop)
     if journal is None:
         return
-    reader.start(persist(lambda: store.positions(journal), stop, metrics))
-    logger.info("sink: %s → %s", ", ".join(f"{p}" for p in reader.tracks), place_of(settings.clickhouse))
-    Sink(store, reader, journal, metrics, stop).run()
+    wanted = journal.partitions if partitions is None else partitions
+    if unknown := set(wanted) - set(journal.partitions):
+        raise JournalTrouble(f"{JOURNAL} has the partitions 0 to {journal.partitions[-1]}, and no {min(unknown)}")
+    positions = persist(lambda: store.positions(journal.id), stop, metrics)
+    reader = JournalReader(settings.librdkafka, accept_gap=accept_gap, stop=stop)
+    running.callback(reader.close)
+    reader.start(wanted, positions)
+    logger.info("sink: %d partitions of %s → %s", len(reader.tracks), JOURNAL, place_of(settings.clickhouse))
+    Sink(store, reader, journal.id, metrics, stop).run()
 
 
 @contextmanager

@@ -11,8 +11,8 @@ that are left, postings and decisions of the gap are missing for good.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -54,27 +54,43 @@ class Track:
         return Position(self.next_offset, self.fence.term, self.fence.seq)
 
 
+class JournalTopic(NamedTuple):
+    """`id` tells a journal from every other, also from one of the same name made anew."""
+
+    id: str
+    partitions: list[int]
+
+
+def find_journal(client_config: Mapping[str, Any], stop: threading.Event) -> JournalTopic | None:
+    """The journal of a cluster, however long it takes to appear; None when told to stop."""
+    brokers = client_config["bootstrap.servers"]
+    admin = AdminClient({**client_config, "error_cb": lambda _: None, "log_level": 2})
+    said = ""
+    while not stop.is_set():
+        try:
+            found = admin.describe_topics(TopicCollection([JOURNAL]), request_timeout=_QUERY_SECONDS)
+            topic = found[JOURNAL].result()
+        except KafkaException as error:
+            said = _say_once(said, _waiting_line(error.args[0], brokers))
+            stop.wait(_RETRY_SECONDS)
+            continue
+        if said:
+            logger.warning("sink: the journal is there")
+        return JournalTopic(str(topic.topic_id), sorted(partition.id for partition in topic.partitions))
+    return None
+
+
 class JournalReader:
     """Reads partitions of the journal; belongs to one thread. A broker that is away is waited for, with one message."""
 
-    def __init__(
-        self,
-        client_config: Mapping[str, Any],
-        *,
-        partitions: Sequence[int] | None = None,
-        accept_gap: bool = False,
-        stop: threading.Event,
-    ) -> None:
-        config = dict(client_config)
-        self.brokers = str(config["bootstrap.servers"])
+    def __init__(self, client_config: Mapping[str, Any], *, accept_gap: bool, stop: threading.Event) -> None:
+        self.brokers = str(client_config["bootstrap.servers"])
         self.tracks: dict[int, Track] = {}
         self.stale_records = 0
         self.missing_records = 0
         self.away = False
-        self._wanted = partitions
         self._accept_gap = accept_gap
         self._stop = stop
-        self._admin = AdminClient({**config, "error_cb": self._on_news, "log_level": 2})
         self._consumer = Consumer(
             {
                 **consumer_config(self.brokers, "tallygate-sink"),
@@ -83,34 +99,13 @@ class JournalReader:
                 "fetch.max.bytes": 8 << 20,
                 "queued.max.messages.kbytes": _QUEUE_KIB,
                 "error_cb": self._on_news,
-                **config,
+                **client_config,
             }
         )
 
-    def identify(self) -> str | None:
-        """Waits for the journal and returns what tells it from every other: its topic id. None when told to stop."""
-        said = ""
-        while not self._stop.is_set():
-            try:
-                found = self._admin.describe_topics(TopicCollection([JOURNAL]), request_timeout=_QUERY_SECONDS)
-                topic = found[JOURNAL].result()
-            except KafkaException as error:
-                said = self._say_once(said, _waiting_line(error.args[0], self.brokers))
-                self._stop.wait(_RETRY_SECONDS)
-                continue
-            if said:
-                logger.warning("sink: the journal is there")
-            numbers = sorted(partition.id for partition in topic.partitions)
-            unknown = set(self._wanted or ()) - set(numbers)
-            if unknown:
-                raise JournalTrouble(f"{JOURNAL} has partitions 0 to {numbers[-1]}, and no {sorted(unknown)[0]}")
-            self._wanted = self._wanted or numbers
-            return str(topic.topic_id)
-        return None
-
-    def start(self, positions: Mapping[int, Position]) -> None:
-        """Reads on from these positions, and from the journal's beginning where there is none."""
-        for partition in self._wanted or ():
+    def start(self, partitions: Iterable[int], positions: Mapping[int, Position]) -> None:
+        """Reads these partitions on from their positions, and from the journal's beginning where there is none."""
+        for partition in partitions:
             track = Track(partition, positions.get(partition, Position(0, 0, 0)))
             marks = self._marks(partition)
             if marks is None:
@@ -214,7 +209,7 @@ class JournalReader:
             try:
                 marks = self._consumer.get_watermark_offsets(TopicPartition(JOURNAL, partition), timeout=_QUERY_SECONDS)
             except KafkaException as error:
-                said = self._say_once(said, _waiting_line(error.args[0], self.brokers))
+                said = _say_once(said, _waiting_line(error.args[0], self.brokers))
                 self._stop.wait(_RETRY_SECONDS)
                 continue
             if marks is not None:
@@ -247,11 +242,11 @@ class JournalReader:
         self.away = False
         logger.warning("sink: Kafka at %s is back", self.brokers)
 
-    @staticmethod
-    def _say_once(said: str, line: str) -> str:
-        if line != said:
-            logger.warning("sink: %s", line)
-        return line
+
+def _say_once(said: str, line: str) -> str:
+    if line != said:
+        logger.warning("sink: %s", line)
+    return line
 
 
 def _waiting_line(error: KafkaError, brokers: str) -> str:

@@ -1,0 +1,202 @@
+"""What the sink's tests share: a story that the real core decided, its journal on a broker, a sink that reads it."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from partition import T0, Partition, event
+from tallygate.connectors.clickhouse_questions import QuestionError
+from tallygate.schemas.instants import HOUR_MS, to_datetime
+from tallygate.schemas.journal import OPEN_KEY, Entry, OpenRow, encode_record
+from tallygate.schemas.requests import GiveGrant, Release, Request, Reserve, SetBudget, Settle
+from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL
+from tallygate.topologies.settings import Settings, load_settings
+from tallygate.topologies.sql_server import ask
+
+D = Decimal
+
+PATIENCE_SECONDS = 40.0
+
+Rows = list[tuple[bytes, bytes | None]]
+
+
+class JournalWriter:
+    """Writes journal records, with the headers of a term."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5})
+
+    def open(self, partition: int, term: int) -> None:
+        self.write(partition, term, 0, [(OPEN_KEY, encode_record(OpenRow(f"owner-{term}", 0)))])
+
+    def write(self, partition: int, term: int, seq: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+        headers = [(HEADER_TERM, b"%d" % term), (HEADER_SEQ, b"%d" % seq)]
+        for key, value in records:
+            self._producer.produce(JOURNAL, value, key, partition, self._arrived, headers=headers)
+        assert self._producer.flush(30) == 0
+
+    def append(self, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+        """A record with any headers."""
+        self._producer.produce(JOURNAL, value, key, partition, self._arrived, headers=headers)
+        assert self._producer.flush(30) == 0
+
+    @staticmethod
+    def _arrived(error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            raise KafkaException(error)
+
+    def tell(self, partition: int, story: "Story", term: int = 1) -> None:
+        """The whole story under one term, a transition a step."""
+        self.open(partition, term)
+        for seq, records in enumerate(story.transitions, 1):
+            self.write(partition, term, seq, records)
+
+
+class Story:
+    """What happened to one customer: grants, holds settled, released and denied, usage by hour, overage, an expiry."""
+
+    def __init__(self, customer: str, rounds: int = 3) -> None:
+        self.customer = customer
+        self.world = Partition()
+        soon = to_datetime(T0 + HOUR_MS)
+        self._ask(GiveGrant(id="trial", customer=customer, amount=D(100), category="trial", expires_at=soon))
+        self._ask(GiveGrant(id="paid", customer=customer, amount=D(400), priority=2, price=D("0.01")))
+        self._ask(SetBudget(id="b", customer=customer, name="agents", limit=D(50), scope={"agent": "*"}))
+        for number in range(rounds):
+            self.round(str(number))
+
+    def round(self, name: str) -> None:
+        customer, scope = self.customer, {"team": "research", "agent": f"agent {name}"}
+        for hold, tokens in ((f"h{name}", 9000), (f"r{name}", 10), (f"x{name}", 900_000)):
+            quantities = {"input_tokens": D(tokens)}
+            self._ask(Reserve(id=hold, customer=customer, feature="llm", quantities=quantities, dimensions=scope))
+        self._ask(Settle(id=f"s{name}", customer=customer, hold=f"h{name}", quantities={"input_tokens": D("7500.5")}))
+        self._ask(Release(id=f"l{name}", customer=customer, hold=f"r{name}"))
+        self._ask(Reserve(id=f"o{name}", customer=customer, feature="owing", credits=D(500)))
+        self._ask(Settle(id=f"p{name}", customer=customer, hold=f"o{name}", credits=D("3.25")))
+        used = {"input_tokens": 17, "output_tokens": 3, "team": "research", "model": "large"}
+        self.world.use(*(event(f"e{name}-{i}", customer, **used) for i in range(5)))
+        self.world.tick(1800)
+
+    def _ask(self, request: Request) -> None:
+        self.world.ask(request)
+
+    @property
+    def transitions(self) -> list[Rows]:
+        return [list(transition.records) for transition in self.world.transitions]
+
+    @property
+    def entries(self) -> list[Entry]:
+        return self.world.entries()
+
+
+def ledger_sums(stories: Iterable[Story]) -> dict[tuple[str, str, str], int]:
+    """Nanos by customer, asset and account."""
+    sums: Counter[tuple[str, str, str]] = Counter()
+    for story in stories:
+        for entry in story.entries:
+            for leg in entry.postings:
+                sums[entry.customer, leg.asset, leg.account] += leg.amount_nanos
+    return dict(sums)
+
+
+class SinkProcess:
+    """A running sink. `stop` and `kill` end it; leaving the block kills it."""
+
+    def __init__(self, bootstrap: str, data_dir: Path, *, dsn: str = "", **given: Any) -> None:
+        chosen = {
+            "kafka_brokers": bootstrap,
+            "data_dir": str(data_dir),
+            "clickhouse_dsn": dsn,
+            "sql_address": "127.0.0.1:0",
+            "metrics_address": given.pop("metrics_address", ""),
+        }
+        self.settings: Settings = load_settings(**{**chosen, "data_dir": data_dir})
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        script = Path(__file__).parent / "sink_process.py"
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), json.dumps({"settings": chosen, **given})], stderr=self._said
+        )
+
+    @property
+    def said(self) -> str:
+        self._said.seek(0)
+        return self._said.read()
+
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in ask(self.settings, sql, "jsonl").splitlines()]
+
+    def sums(self) -> dict[tuple[str, str, str], int]:
+        rows = self.ask("SELECT customer, asset, account, sum(amount) AS amount FROM postings GROUP BY ALL")
+        return {(r["customer"], r["asset"], r["account"]): int(Decimal(r["amount"]).scaleb(9)) for r in rows}
+
+    def figure(self, sql: str) -> Any:
+        [row] = self.ask(sql)
+        return next(iter(row.values()))
+
+    def wait_for(self, true: Callable[[], bool]) -> None:
+        """Asks until it is so; a table that is not there yet, or nobody who answers yet, is not so."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                if true():
+                    return
+            except QuestionError as refused:
+                found: object = refused
+            else:
+                found = "not so yet"
+            assert self.process.poll() is None, f"the sink ended with {self.process.returncode}: {self.said}"
+            assert time.monotonic() < deadline, f"{found}; the sink said: {self.said}"
+            time.sleep(0.05)
+
+    def wait_for_sums(self, stories: Iterable[Story]) -> None:
+        """Until postings and decisions are all there; then the sums are the ledger's, or the test fails."""
+        stories = list(stories)
+        legs = sum(len(entry.postings) for story in stories for entry in story.entries)
+        decisions = sum(len(entry.decisions) for story in stories for entry in story.entries)
+        self.wait_for(
+            lambda: (
+                int(self.figure("SELECT count() FROM postings")) >= legs
+                and int(self.figure("SELECT count() FROM decisions")) >= decisions
+            )
+        )
+        assert int(self.figure("SELECT count() FROM postings")) == legs
+        assert int(self.figure("SELECT count() FROM decisions")) == decisions
+        assert self.sums() == ledger_sums(stories)
+
+    def wait_for_line(self, words: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while words not in self.said:
+            assert self.process.poll() is None, f"the sink ended with {self.process.returncode}: {self.said}"
+            assert time.monotonic() < deadline, f"it did not say {words!r} but: {self.said}"
+            time.sleep(0.05)
+
+    def end(self) -> int:
+        """Waits until it ends by itself; its exit code."""
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+        self._said.close()
