@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import msgspec
 from msgspec.structs import replace
 
 from tallygate.pipeline import affordable, budgets, credits, entitlements, holds, rates
@@ -180,15 +181,12 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
         if ended.how == "settled":
             return _settled_before(draft, each, ended, content)
         hold = _late_hold(request.hold, ended, draft)
-    feature = draft.tariff.features.get(hold.feature) or Feature(hold.feature, (hold.pool,))
-    quantities, direct = _actual(draft, request, hold, feature)
+    work = _work(draft, request, hold, late)
     cause = draft.cause(account, each)
     account.know(draft.stream_at)
     if not late:
         holds.lift(account, hold)
-    as_held = request.quantities is None and request.credits is None
-    fixed = hold.credits_nanos if as_held else None
-    cost, paid, uncovered = _work_done(draft, account, hold, feature, quantities, direct, fixed, late, cause)
+    cost, paid, uncovered = _work_done(draft, account, hold, work, cause)
     account.decisions.append(_decision(draft, each, "settle", cause, hold, cost, uncovered, late))
     _remember_end(draft, account, hold, "settled", content, request.id)
     return replace(
@@ -196,31 +194,38 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
         credits=from_nanos(cost),
         paid=shares_view(paid),
         overage=from_nanos(uncovered),
-        balance=_left(account, feature.pools),
+        balance=_left(account, work.feature.pools),
         late=late,
     )
 
 
+class _Work(msgspec.Struct, frozen=True, gc=False):
+    """Work that has happened: what it took, what that costs beside `direct_nanos` where no allowance includes it.
+
+    `fixed`: it costs just that, as it was held.
+    """
+
+    feature: Feature
+    quantities: dict[str, int]
+    priced_nanos: int
+    direct_nanos: int = 0
+    fixed: bool = False
+    late: bool = False
+
+
 def _work_done(
-    draft: Draft,
-    account: AccountDraft,
-    hold: HoldRow,
-    feature: Feature,
-    quantities: dict[str, int],
-    direct: int,
-    fixed: int | None,
-    late: bool,
-    cause: int,
+    draft: Draft, account: AccountDraft, hold: HoldRow, work: _Work, cause: int
 ) -> tuple[int, credits.Shares, int]:
-    """Record, charge and count work that has happened under a lifted (or ended) hold; its cost, payers, and overage."""
-    at = draft.stream_at
-    billed = record(account, draft.tariff, quantities, hold.dimensions, at, late, cause)
+    """Record, charge and count work under a lifted (or ended) hold; its cost, payers, and overage."""
+    at, feature = draft.stream_at, work.feature
+    billed = record(account, draft.tariff, work.quantities, hold.dimensions, at, work.late, cause)
     offer = offer_of(account, draft.tariff)
     right = access(account, draft.tariff, offer, feature)
     included = allowances(account, right, billed, at) if right.entitlements else []
-    cost = fixed
-    if cost is None:
-        cost = direct + cost_of(draft.tariff, included, billed, hold.dimensions, at)
+    priced = work.priced_nanos
+    if not work.fixed and (included or billed != work.quantities):
+        priced = cost_of(draft.tariff, included, billed, hold.dimensions, at)
+    cost = work.direct_nanos + priced
     entitlements.consume(account, included)
     paid, uncovered = holds.consume(account, hold, cost, feature.pools, feature.overage_nanos_max, at, cause)
     found = budgets.levels(account, offer, hold.dimensions, cost, billed, at)
@@ -228,13 +233,20 @@ def _work_done(
     return cost, paid, uncovered
 
 
-def _actual(draft: Draft, request: Settle, hold: HoldRow, feature: Feature) -> tuple[dict[str, int], int]:
-    """What the work took: quantities and credits beside them; what was held where the request names neither."""
+def _work(draft: Draft, request: Settle, hold: HoldRow, late: bool) -> _Work:
+    """What the request says that the work took; what was held where it names neither quantities nor credits."""
+    feature = _feature(draft, hold)
     if request.quantities is None and request.credits is None:
-        return hold.quantities, 0
+        return _Work(feature, hold.quantities, hold.credits_nanos, fixed=True, late=late)
     quantities = call_quantities(feature, draft.tariff, request.quantities or {})
-    cost_of(draft.tariff, [], quantities, hold.dimensions, draft.stream_at)  # refuses what has no price
-    return quantities, amount("credits", request.credits or Decimal(0))
+    direct = amount("credits", request.credits or Decimal(0))
+    priced = cost_of(draft.tariff, [], quantities, hold.dimensions, draft.stream_at)
+    return _Work(feature, quantities, priced, direct, late=late)
+
+
+def _feature(draft: Draft, hold: HoldRow) -> Feature:
+    """The hold's feature; where a later catalog has dropped it, one that pays from the hold's pool."""
+    return draft.tariff.features.get(hold.feature) or Feature(hold.feature, (hold.pool,))
 
 
 def _settled_before(draft: Draft, each: RequestInput, ended: EndedHold, content: str) -> Answer:
@@ -282,8 +294,8 @@ def end_of_time_to_live(draft: Draft, account: AccountDraft, hold: HoldRow, at: 
     """A hold's time is over: released, or settled as estimated, as its feature had chosen."""
     if hold.at_end == "settle":
         holds.lift(account, hold)
-        feature = draft.tariff.features.get(hold.feature) or Feature(hold.feature, (hold.pool,))
-        _work_done(draft, account, hold, feature, hold.quantities, 0, hold.credits_nanos, False, -1)
+        as_held = _Work(_feature(draft, hold), hold.quantities, hold.credits_nanos, fixed=True)
+        _work_done(draft, account, hold, as_held, -1)
     else:
         holds.give_back(account, hold, at, -1)
     _remember_end(draft, account, hold, "expired")
