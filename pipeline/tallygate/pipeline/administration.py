@@ -35,6 +35,7 @@ from tallygate.schemas.requests import (
     SetRateLimit,
     Subscribe,
     VoidGrant,
+    encode_request,
 )
 
 
@@ -261,6 +262,7 @@ def _decided(draft: Draft, account: AccountDraft, each: RequestInput, nanos: int
             at=draft.stream_at,
             cause=cause,
             credits_nanos=nanos,
+            request=encode_request(each.request).decode(),
         )
     )
     return cause

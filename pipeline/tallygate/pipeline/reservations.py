@@ -37,14 +37,15 @@ def reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     if account.holds.get(request.id) is not None:
         raise Refused(Reason.ID_CONFLICT, f"hold {request.id!r} is open: use a new id for a new reservation")
     asked = _ask(draft, request)
+    _least(request)  # refuses what is no amount before anything is held
     if asked is None:
         return _decided(draft, account, each, Verdict(Reason.FEATURE_UNKNOWN))
-    at = draft.stream_at
+    at, wanted = draft.stream_at, asked
     verdict = gate(account, draft.tariff, asked, at, request.explain)
     if not verdict.allowed and request.at_least:
         asked, verdict = _at_least(draft, account, request, asked, verdict)
     if not verdict.allowed:
-        return _decided(draft, account, each, verdict, asked.feature)
+        return _decided(draft, account, each, verdict, wanted)
     ttl = request.ttl_seconds or asked.feature.ttl_seconds
     hold = HoldRow(
         id=request.id,
@@ -61,7 +62,7 @@ def reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
         at_end=asked.feature.at_end,
     )
     rates.pass_through(account, verdict.flows)
-    return _decided(draft, account, each, verdict, asked.feature, hold)
+    return _decided(draft, account, each, verdict, wanted, hold)
 
 
 def check(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
@@ -104,8 +105,7 @@ def _at_least(
     """As much as is affordable between the least that will do and what is asked; else the first denial stands."""
     if len(request.at_least) != 1:
         raise Refused(Reason.MALFORMED, "at_least: name one meter, or credits")
-    [(unit, value)] = request.at_least.items()
-    least = amount(f"at_least.{unit}", value)
+    [(unit, least)] = _least(request).items()
     wanted = asked.credits_nanos if unit == CREDITS_UNIT else asked.quantities.get(unit)
     if wanted is None or least > wanted:
         raise Refused(Reason.MALFORMED, f"at_least.{unit}: must not be more than what is asked")
@@ -113,15 +113,19 @@ def _at_least(
     return (affordable.of(asked, unit, most), verdict) if verdict.allowed else (asked, denied)
 
 
+def _least(request: Reserve) -> dict[str, int]:
+    return {unit: amount(f"at_least.{unit}", value) for unit, value in request.at_least.items()}
+
+
 def _decided(
     draft: Draft,
     account: AccountDraft,
     each: RequestInput,
     verdict: Verdict,
-    feature: Feature | None = None,
+    asked: Ask | None = None,
     hold: HoldRow | None = None,
 ) -> Answer:
-    """Put a reservation's decision into the ledger, its hold in force, and answer."""
+    """Put a reservation's decision into the ledger, its hold in force, and answer; `asked` as at first."""
     request = each.request
     assert isinstance(request, Reserve)
     cause = draft.cause(account, each)
@@ -141,12 +145,16 @@ def _decided(
             dimensions=request.dimensions,
             hold=hold.id if hold else "",
             limits=tuple(limit for limit in verdict.limits if not limit.ok),
+            quantities=asked.quantities if asked else {},
+            asked_nanos=asked.credits_nanos if asked else 0,
+            at_least=_least(request),
+            ttl_seconds=request.ttl_seconds or 0,
         )
     )
     answer = draft.answer(each, verdict.reason)
-    if feature is None:
+    if asked is None:
         return answer
-    answer = _with_verdict(answer, account, verdict, feature, request.explain)
+    answer = _with_verdict(answer, account, verdict, asked.feature, request.explain)
     return answer if hold is None else replace(answer, hold=hold_view(hold))
 
 
@@ -187,7 +195,10 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     if not late:
         holds.lift(account, hold)
     cost, paid, uncovered = _work_done(draft, account, hold, work, cause)
-    account.decisions.append(_decision(draft, each, "settle", cause, hold, cost, uncovered, late))
+    decision = _decision(draft, each, "settle", cause, hold, cost, uncovered, late)
+    # As it was held: the quantities say all, unless credits were held without any.
+    asked = work.direct_nanos or (cost if work.fixed and not work.quantities else 0)
+    account.decisions.append(replace(decision, quantities=work.quantities, asked_nanos=asked))
     _remember_end(draft, account, hold, "settled", content, request.id)
     return replace(
         draft.answer(each),
@@ -286,7 +297,8 @@ def extend(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     longer = replace(hold, expires_at=max(hold.expires_at, draft.stream_at + request.ttl_seconds * SECOND_MS))
     account.holds.put(hold.id, longer)
     cause = draft.cause(account, each)
-    account.decisions.append(_decision(draft, each, "extend", cause, hold))
+    decision = _decision(draft, each, "extend", cause, hold)
+    account.decisions.append(replace(decision, ttl_seconds=request.ttl_seconds))
     return replace(draft.answer(each), hold=hold_view(longer))
 
 

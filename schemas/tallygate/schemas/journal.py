@@ -239,7 +239,12 @@ class UsageDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A decision as it was taken: what was asked, by whom, and every limit that said no."""
+    """A decision as it was taken: what was asked, by whom, and every limit that said no (also one that only observes).
+
+    `credits_nanos` is what it costs. What was asked: `quantities` by meter, `asked_nanos` of credits beside them,
+    `at_least`, `ttl_seconds` (0: the feature's). Those who run the books ask in other words: theirs is the `request`
+    itself, in JSON.
+    """
 
     id: str
     op: str
@@ -254,13 +259,18 @@ class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: str = ""
     limits: tuple[LimitState, ...] = ()
     late: bool = False
+    quantities: dict[str, int] = {}
+    asked_nanos: int = 0
+    at_least: dict[str, int] = {}
+    ttl_seconds: int = 0
+    request: str = ""
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An id that must not be applied twice: `key` is 32 hex digits, `value` what is remembered (`null`: just that)."""
 
     key: str
-    value: msgspec.Raw = _NOTHING
+    value: msgspec.Raw
 
 
 class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
