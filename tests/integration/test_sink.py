@@ -102,10 +102,10 @@ def nanos(amount: str) -> int:
 
 
 def test_killed_before_every_insert_of_a_batch(journal: str, writer: JournalWriter, tmp_path: Path) -> None:
-    """A batch is postings, decisions, usage, balances, offsets: it dies before each, and never counts twice."""
+    """A batch is postings, decisions, usage (two tables), balances, offsets: it dies before each, counts nothing twice."""
     story = Story("acme", rounds=1)
     writer.tell(0, story)
-    for insert in range(1, 6):
+    for insert in range(1, 7):
         with SinkProcess(journal, tmp_path, die_before=insert) as sink:
             assert sink.end() == -signal.SIGKILL
     with SinkProcess(journal, tmp_path) as sink:
@@ -199,7 +199,7 @@ def test_a_range_that_was_compacted_after_it_was_inserted_counts_as_it_was(
     """Postings are in, the offsets are not; then compaction removes most of those entries."""
     story = Story("acme", rounds=1)
     writer.tell(0, story)
-    with SinkProcess(journal, tmp_path, die_before=5) as sink:
+    with SinkProcess(journal, tmp_path, die_before=6) as sink:
         assert sink.end() == -signal.SIGKILL
     compact(journal, writer)
     with SinkProcess(journal, tmp_path) as sink:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import clickhouse_connect
@@ -21,6 +22,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 
 from tallygate.connectors.clickhouse_tables import (
     AMOUNT,
+    AMOUNTS,
     BOOLEAN,
     FLAG,
     HOUR,
@@ -51,6 +53,7 @@ _ARROW: Final[dict[str, Any]] = {
     BOOLEAN: pa.bool_(),
     FLAG: pa.uint8(),
     MAPPING: pa.map_(pa.string(), pa.string()),
+    AMOUNTS: pa.map_(pa.string(), pa.decimal128(38, 9)),
 }
 
 #: One thread: see above. A batch may touch any number of months.
@@ -228,9 +231,18 @@ def _stream(table: Table, columns: Sequence[Sequence[Any]]) -> bytes:
 
 def _array(type: str, column: Sequence[Any]) -> Any:
     if type == AMOUNT:
-        # A decimal128 of scale 9 is its count of nanos, 16 bytes little-endian: no Decimal is ever made.
-        raw = b"".join([nanos.to_bytes(16, "little", signed=True) for nanos in column])
-        return pa.Array.from_buffers(_ARROW[AMOUNT], len(column), [None, pa.py_buffer(raw)])
+        return _amounts(column)
+    if type == AMOUNTS:
+        ends = [0, *accumulate(len(mapping) for mapping in column)]
+        names = pa.array([name for mapping in column for name in mapping], pa.string())
+        values = _amounts([nanos for mapping in column for nanos in mapping.values()])
+        return pa.MapArray.from_arrays(pa.array(ends, pa.int32()), names, values)
     if type == MAPPING:
         return pa.array([list(mapping.items()) for mapping in column], _ARROW[MAPPING])
     return pa.array(column, _ARROW[type])
+
+
+def _amounts(column: Sequence[int]) -> Any:
+    # A decimal128 of scale 9 is its count of nanos, 16 bytes little-endian: no Decimal is ever made.
+    raw = b"".join([nanos.to_bytes(16, "little", signed=True) for nanos in column])
+    return pa.Array.from_buffers(_ARROW[AMOUNT], len(column), [None, pa.py_buffer(raw)])

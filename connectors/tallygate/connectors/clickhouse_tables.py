@@ -1,9 +1,10 @@
-"""The tables that the sink fills, and the four views that people read.
+"""The tables that the sink fills, and the five views that people read.
 
 | view | a row is | the table behind it, and what makes a row the same row |
 |---|---|---|
 | `postings` | one leg of an entry | `sink_postings`: customer, partition, offset, leg |
-| `decisions` | one decision | `sink_decisions`: customer, partition, offset, number |
+| `decisions` | one decision, and what was asked | `sink_decisions`: customer, partition, offset, number |
+| `usage` | what one event or settled call added to an hour | `sink_usage_deltas`: customer, partition, offset, number |
 | `usage_hourly` | a meter's total in an hour, for one set of dimensions | `sink_usage`: customer, meter, hour, scope |
 | `balances` | a grant, or a pool itself (`grant` = '') | `sink_balances`: customer, kind, id |
 
@@ -48,6 +49,7 @@ HOUR: Final = "DateTime64(0, 'UTC')"
 INTEGER: Final = "Int64"
 BOOLEAN: Final = "Bool"
 MAPPING: Final = "Map(String, String)"
+AMOUNTS: Final = "Map(String, Decimal(38, 9))"
 FLAG: Final = "UInt8"
 
 _DURABLE = "SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"
@@ -69,6 +71,9 @@ class Table:
 
 _CAUSE = {"cause_topic": WORD, "cause_partition": INTEGER, "cause_offset": INTEGER, "cause_id": STRING}
 _PLACE = {"catalog": INTEGER, "partition": INTEGER, "term": INTEGER, "seq": INTEGER, "offset": INTEGER}
+
+#: What a call asked for, and the request of those who run the books, in JSON.
+_ASKED = {"quantities": AMOUNTS, "asked": AMOUNT, "at_least": AMOUNTS, "ttl_seconds": INTEGER, "request": STRING}
 
 POSTINGS: Final = Table(
     "sink_postings",
@@ -105,6 +110,27 @@ DECISIONS: Final = Table(
         "hold": STRING,
         "limits": STRING,
         "late": BOOLEAN,
+        **_CAUSE,
+        **_PLACE,
+        "number": INTEGER,
+        **_ASKED,
+    },
+    "ReplacingMergeTree PARTITION BY toYYYYMM(at) ORDER BY (customer, partition, offset, number)",
+)
+
+#: What each input added to usage; `cause` numbers the inputs of one entry.
+USAGE_DELTAS: Final = Table(
+    "sink_usage_deltas",
+    {
+        "customer": STRING,
+        "meter": WORD,
+        "dimensions": MAPPING,
+        "hour": HOUR,
+        "quantity": AMOUNT,
+        "events": INTEGER,
+        "late_events": INTEGER,
+        "at": INSTANT,
+        "cause": INTEGER,
         **_CAUSE,
         **_PLACE,
         "number": INTEGER,
@@ -166,12 +192,19 @@ OFFSETS: Final = Table(
 SCHEMA: Final = Table("sink_schema", {"version": INTEGER}, "ReplacingMergeTree ORDER BY version")
 
 #: What each version of the schema adds; the last one is today's. Statements bear being run twice.
-VERSIONS: Final = (tuple(table.ddl for table in (POSTINGS, DECISIONS, USAGE, BALANCES, OFFSETS)),)
+VERSIONS: Final = (
+    tuple(table.ddl for table in (POSTINGS, DECISIONS, USAGE, BALANCES, OFFSETS)),
+    (
+        USAGE_DELTAS.ddl,
+        *(f"ALTER TABLE {DECISIONS.name} ADD COLUMN IF NOT EXISTS `{n}` {type}" for n, type in _ASKED.items()),
+    ),
+)
 
 #: Made anew at each start: a view holds nothing.
 VIEWS: Final = (
     f"CREATE OR REPLACE VIEW postings AS SELECT * FROM {POSTINGS.name} FINAL",
     f"CREATE OR REPLACE VIEW decisions AS SELECT * FROM {DECISIONS.name} FINAL",
+    f"CREATE OR REPLACE VIEW usage AS SELECT * FROM {USAGE_DELTAS.name} FINAL",
     "CREATE OR REPLACE VIEW usage_hourly AS "
     f"SELECT customer, meter, dimensions, hour, quantity, events, late_events FROM {USAGE.name} FINAL",
     "CREATE OR REPLACE VIEW balances AS "

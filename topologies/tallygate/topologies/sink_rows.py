@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallygate.connectors.clickhouse_tables import BALANCES, DECISIONS, POSTINGS, USAGE, Table
+from tallygate.connectors.clickhouse_tables import BALANCES, DECISIONS, POSTINGS, USAGE, USAGE_DELTAS, Table
 from tallygate.schemas.instants import SECOND_MS
 from tallygate.schemas.journal import Cause, Entry, GrantRow, PoolRow, UsageRow, decode_record, scope_text, split_key
 
@@ -19,7 +19,7 @@ INSTANT_MAX: Final = 10_413_791_999_999
 #: The cause of what stream time alone brought about.
 _TIME: Final = Cause("", -1, -1, "")
 
-_TABLES: Final = (POSTINGS, DECISIONS, USAGE, BALANCES)
+_TABLES: Final = (POSTINGS, DECISIONS, USAGE, USAGE_DELTAS, BALANCES)
 _MAPPED: Final = frozenset({"entry", "usage", "grant", "pool"})
 
 _limits_text = msgspec.json.Encoder().encode
@@ -62,6 +62,8 @@ class Batch:
                 if record.postings:
                     self._add_postings(record, place)
                 self._add_decisions(record, place)
+                if record.usage:
+                    self._add_deltas(record, place)
             case UsageRow():
                 self._add_usage(customer, record, offset)
             case GrantRow():
@@ -88,15 +90,11 @@ class Batch:
             [leg.category for leg in legs],
             [leg.price_nanos for leg in legs],
             [leg.feature for leg in legs],
-            [cause.topic for cause in causes],
-            [cause.partition for cause in causes],
-            [cause.offset for cause in causes],
-            [cause.id for cause in causes],
+            *_cause_columns(causes),
             *([figure] * count for figure in place),
             list(range(count)),
         )
-        for column, added in zip(self._columns[POSTINGS.name], columns, strict=True):
-            column += added
+        self._extend(POSTINGS, columns)
 
     def _add_decisions(self, entry: Entry, place: tuple[int, ...]) -> None:
         for number, decision in enumerate(entry.decisions):
@@ -122,7 +120,32 @@ class Batch:
                 cause.id,
                 *place,
                 number,
+                decision.quantities,
+                decision.asked_nanos,
+                decision.at_least,
+                decision.ttl_seconds,
+                decision.request,
             )
+
+    def _add_deltas(self, entry: Entry, place: tuple[int, ...]) -> None:
+        deltas = entry.usage
+        count = len(deltas)
+        causes = [entry.causes[delta.cause] if delta.cause >= 0 else _TIME for delta in deltas]
+        columns: tuple[list[Any], ...] = (
+            [entry.customer] * count,
+            [delta.meter for delta in deltas],
+            [delta.dimensions for delta in deltas],
+            [delta.hour // SECOND_MS for delta in deltas],
+            [delta.quantity_nanos for delta in deltas],
+            [delta.events for delta in deltas],
+            [delta.late_events for delta in deltas],
+            [entry.at] * count,
+            [delta.cause for delta in deltas],
+            *_cause_columns(causes),
+            *([figure] * count for figure in place),
+            list(range(count)),
+        )
+        self._extend(USAGE_DELTAS, columns)
 
     def _add_usage(self, customer: str, usage: UsageRow, offset: int) -> None:
         self._row(
@@ -158,9 +181,22 @@ class Batch:
             0,
         )
 
+    def _extend(self, table: Table, columns: tuple[list[Any], ...]) -> None:
+        for column, added in zip(self._columns[table.name], columns, strict=True):
+            column += added
+
     def _row(self, table: Table, *row: Any) -> None:
         for column, content in zip(self._columns[table.name], row, strict=True):
             column.append(content)
+
+
+def _cause_columns(causes: list[Cause]) -> tuple[list[Any], ...]:
+    return (
+        [cause.topic for cause in causes],
+        [cause.partition for cause in causes],
+        [cause.offset for cause in causes],
+        [cause.id for cause in causes],
+    )
 
 
 def _shown(at: int) -> int:
