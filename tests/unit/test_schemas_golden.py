@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallygate.schemas import export, samples
+from tallygate.schemas import export, samples, samples_catalog, samples_requests
 from tallygate.schemas.answers import decode_answer
 from tallygate.schemas.catalog import decode_catalog
 from tallygate.schemas.catalog_file import read_catalog
@@ -18,7 +18,7 @@ from tallygate.schemas.journal import DecisionRecord, decode_record
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.requests import parse_request
-from tallygate.schemas.samples import Sample
+from tallygate.schemas.samples_requests import Sample
 
 #: Names of samples and how their bytes are read in production; the longest fitting prefix holds.
 READERS: dict[str, Callable[[bytes], Any]] = {
@@ -122,7 +122,7 @@ def test_bytes_with_a_field_of_tomorrow(sample: Sample) -> None:
     """Readers of records ignore it; a request with it is refused, because it may be a misspelt limit."""
     whole = msgspec.json.decode(golden(f"{sample.name}.full.json"))
     newer = msgspec.json.encode([*whole, "new"] if isinstance(whole, list) else {**whole, "of_tomorrow": {"new": [1]}})
-    if sample in samples.REQUESTS:
+    if sample in samples_requests.REQUESTS:
         with pytest.raises(Refused, match="of_tomorrow") as refused:
             reader(sample)(newer)
         assert refused.value.reason is Reason.MALFORMED
@@ -135,7 +135,8 @@ def test_nested_records_take_fields_of_tomorrow_too() -> None:
     whole = msgspec.json.encode(entry)
     for name in ("causes", "postings", "usage", "balances", "seen"):
         entry[name] = [[*leg, "new"] for leg in entry[name]]
-    entry["decisions"][0]["of_tomorrow"] = 1
+    for name in ("decisions", "alerts"):
+        entry[name][0]["of_tomorrow"] = 1
     assert comparable(decode_record(msgspec.json.encode(entry))) == msgspec.json.decode(whole)
 
 
@@ -149,7 +150,7 @@ def test_the_batch_and_binary_forms_hold_the_same_events() -> None:
 
 
 def test_the_sample_catalog_file_says_the_same_as_the_catalog_record() -> None:
-    compiled = read_catalog(samples.CATALOG_FILE, "sample").compile(3)
+    compiled = read_catalog(samples_catalog.FILE, "sample").compile(3)
     assert compiled == samples.CATALOG.full
 
 

@@ -7,12 +7,13 @@ from msgspec.structs import replace
 from tallygate.pipeline import credits, grants
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft, amount
-from tallygate.pipeline.recurrence import next_after, parse_interval
+from tallygate.pipeline.recurrence import next_after
 from tallygate.pipeline.transition import RequestInput
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.catalog import CREDITS_UNIT, REQUESTS_UNIT, Entitlement, Plan, PlanGrant
 from tallygate.schemas.instants import format_instant, from_datetime
+from tallygate.schemas.intervals import parse_interval
 from tallygate.schemas.journal import (
     AccountRow,
     BudgetRow,

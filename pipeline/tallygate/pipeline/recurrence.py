@@ -4,31 +4,15 @@ Months and years are counted from the anchor and clamped to the month's last day
 Source: SEMANTICS, burn-down 3; the intervals are ISO 8601 durations of one unit.
 """
 
-import re
 from calendar import monthrange
 from datetime import MAXYEAR, MINYEAR
 from typing import Final
 
-from tallygate.schemas.instants import DAY_MS, HOUR_MS, LATEST, MINUTE_MS, from_datetime, to_datetime
+from tallygate.schemas.instants import LATEST, from_datetime, to_datetime
+from tallygate.schemas.intervals import parse_interval
 from tallygate.schemas.journal import Recurrence
 
 _LATEST: Final = from_datetime(LATEST)
-_INTERVAL: Final = re.compile(r"P(?:([1-9][0-9]{0,3})([YMWD])|T([1-9][0-9]{0,5})([HM]))")
-_SPAN_MS: Final = {"W": 7 * DAY_MS, "D": DAY_MS}
-_CLOCK_MS: Final = {"H": HOUR_MS, "M": MINUTE_MS}
-
-
-def parse_interval(text: str) -> tuple[int, int]:
-    """(months, ms) of an interval, one of them 0; `ValueError` where it is none."""
-    found = _INTERVAL.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} is no interval: write one of P1D, P2W, P1M, P1Y, PT1H, PT15M with any number")
-    count, unit, clock_count, clock_unit = found.groups()
-    if clock_unit:
-        return 0, int(clock_count) * _CLOCK_MS[clock_unit]
-    if unit in _SPAN_MS:
-        return 0, int(count) * _SPAN_MS[unit]
-    return int(count) * (12 if unit == "Y" else 1), 0
 
 
 def next_after(recurrence: Recurrence, at: int) -> int | None:

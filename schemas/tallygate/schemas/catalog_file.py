@@ -3,177 +3,124 @@
 ```yaml
 meters:
   input_tokens: {event_type: llm.call, value: input_tokens, dimensions: [team, user, agent, model]}
-  calls:        {event_type: llm.call, aggregation: count, dimensions: [team, user, agent, model]}
+  calls:        {event_type: llm.call, aggregation: count, where: {status: [ok, partial]}, dimensions: [team]}
 features:
   llm:
-    pool: credits
+    pools: [trial, credits]          # in order; `pool: credits` for one
     meters: [input_tokens, calls]
-    rates:
-      - {meter: input_tokens, credits: "2.50", per: 1000000}
-      - {meter: input_tokens, credits: "0.15", per: 1000000, when: {model: small}, since: 2026-01-01T00:00:00Z}
+    rates:                           # the one with most conditions wins, then the latest, then the first
+      - {meter: input_tokens, credits: 2.50, per: 1000000, tiers: [{above: 200000, credits: 5}]}
+      - {meter: input_tokens, credits: 0.15, per: 1000000, when: {model: small}, since: 2026-01-01T00:00:00Z}
     hold: {ttl_seconds: 300, at_end: release}
-    overage: none          # or: unlimited, or an amount
+    overage: none                    # or: unlimited, or an amount
+    fail: closed
+  support: {}
+rate_cards:                          # rates of a feature in a place of their own
+  vendor: {feature: llm, rates: []}
+plans:
+  pro:
+    entitlements:
+      llm: {meter: calls, limit: 1000, period: month, beyond: credits}   # or: credits, true, false
+      support: {value: gold}
+    grants:      {monthly: {amount: 10000, every: P1M, rollover_max: 2000}}
+    budgets:     {teams: {scope: {team: "*"}, limit: 500, period: day, thresholds: [80, 100]}}
+    rate_limits: {calls: {limit: 60, per: minute, burst: 10}}
+    resets:      {credits: P1M}
+add_ons:
+  more: {entitlements: {llm: {meter: calls, limit: 500, beyond: credits}}}
+default_plan: pro
 ```
 """
 
-from collections.abc import Mapping
-from datetime import datetime
-from decimal import Decimal
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import Field, ValidationError
 
-from tallygate.schemas.amounts import AMOUNT_SCHEMA, AmountError, quantity_nanos
-from tallygate.schemas.catalog import Aggregation, AtEnd, Catalog, Fail, Feature, Meter, Rate
-from tallygate.schemas.instants import from_datetime
-
-Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
-
-
-def _exact(value: object) -> str:
-    # YAML's own reader makes a binary fraction of 0.15; its shortest text is what the person wrote.
-    text = value if isinstance(value, int | str | Decimal) else repr(value)
-    quantity_nanos(text)
-    return str(text)
-
-
-#: Never negative, at most 9 places: written as a number or, so that every reader keeps it exact, as a string.
-_Decimal = Annotated[Decimal, WithJsonSchema(AMOUNT_SCHEMA)]
-Amount = Annotated[_Decimal, BeforeValidator(_exact)]
-
-
-def _overage(value: object) -> object:
-    if value in ("none", "unlimited"):
-        return value
-    try:
-        return Decimal(_exact(value))
-    except AmountError as error:
-        raise ValueError(f"neither `none` nor `unlimited` nor an amount: {error}") from None
-
-
-Overage = Annotated[Literal["none", "unlimited"] | _Decimal, BeforeValidator(_overage)]
+from tallygate.schemas.catalog import Catalog
+from tallygate.schemas.catalog_checks import Place, Problem, problems, written
+from tallygate.schemas.catalog_features import FeatureFile, MeterFile, RateCardFile
+from tallygate.schemas.catalog_plans import ENTITLEMENT_FORMS, PlanFile
+from tallygate.schemas.catalog_values import PROPERTY_PATTERN, SLUG_PATTERN, Part, Slug
 
 
 class CatalogError(ValueError):
     """What is wrong with a catalog file, a line each, ready to be shown."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MeterFile(_Part):
-    event_type: str = Field(min_length=1, max_length=256)
-    aggregation: Aggregation = "sum"
-    value: str = ""
-    dimensions: tuple[Slug, ...] = ()
-
-    @model_validator(mode="after")
-    def _value_where_needed(self) -> "MeterFile":
-        if self.aggregation != "count" and not self.value:
-            raise ValueError(f"a {self.aggregation} meter needs `value`: the data property that holds the quantity")
-        return self
-
-
-class RateFile(_Part):
-    meter: Slug
-    credits: Amount
-    per: Amount = Decimal(1)
-    when: dict[Slug, str] = {}
-    since: datetime | None = None
-
-    @model_validator(mode="after")
-    def _sensible(self) -> "RateFile":
-        if not self.per:
-            raise ValueError("`per` must be more than 0")
-        if self.since is not None and self.since.tzinfo is None:
-            raise ValueError("`since` needs an offset: write it in UTC, like 2026-01-31T00:00:00Z")
-        return self
-
-
-class HoldFile(_Part):
-    ttl_seconds: int = Field(default=300, ge=1, le=30 * 24 * 3600)
-    at_end: AtEnd = "release"
-
-
-class FeatureFile(_Part):
-    pool: Slug = "credits"
-    meters: tuple[Slug, ...] = ()
-    rates: tuple[RateFile, ...] = ()
-    hold: HoldFile = HoldFile()
-    overage: Overage = "none"
-    fail: Fail = "closed"
-
-
-class CatalogFile(_Part):
-    meters: dict[Slug, MeterFile] = {}
-    features: dict[Slug, FeatureFile] = {}
-
-    @model_validator(mode="after")
-    def _references(self) -> "CatalogFile":
-        owner: dict[str, str] = {}
-        for name, feature in self.features.items():
-            for meter in feature.meters:
-                if meter not in self.meters:
-                    raise ValueError(f"features.{name}.meters: there is no meter {meter!r}")
-                if meter in owner:
-                    raise ValueError(f"features.{name}.meters: {meter!r} already belongs to {owner[meter]!r}")
-                owner[meter] = name
-            self._check_rates(name, feature)
-        return self
-
-    def _check_rates(self, name: str, feature: FeatureFile) -> None:
-        for number, rate in enumerate(feature.rates):
-            if rate.meter not in feature.meters:
-                raise ValueError(f"features.{name}.rates.{number}: {rate.meter!r} is no meter of this feature")
-            unknown = set(rate.when) - set(self.meters[rate.meter].dimensions)
-            if unknown:
-                raise ValueError(f"features.{name}.rates.{number}.when: {sorted(unknown)[0]!r} is no dimension there")
+class CatalogFile(Part):
+    meters: dict[Slug, MeterFile] = Field(default_factory=dict)
+    features: dict[Slug, FeatureFile] = Field(default_factory=dict)
+    rate_cards: dict[Slug, RateCardFile] = Field(default_factory=dict)
+    plans: dict[Slug, PlanFile] = Field(default_factory=dict)
+    add_ons: dict[Slug, PlanFile] = Field(default_factory=dict)
+    default_plan: Slug | None = None
 
     def compile(self, version: int) -> Catalog:
         """The same as machines hold it, under a version number."""
+        more = {
+            name: tuple(rate for card in self.rate_cards.values() if card.feature == name for rate in card.rates)
+            for name in self.features
+        }
         return Catalog(
             version=version,
-            meters=tuple(
-                Meter(n, m.event_type, m.aggregation, m.value, tuple(m.dimensions)) for n, m in self.meters.items()
-            ),
-            features=tuple(_feature(n, f) for n, f in self.features.items()),
+            meters=tuple(meter.compile(name) for name, meter in self.meters.items()),
+            features=tuple(feature.compile(name, more[name]) for name, feature in self.features.items()),
+            plans=tuple(plan.compile(name) for name, plan in self.plans.items()),
+            add_ons=tuple(plan.compile(name) for name, plan in self.add_ons.items()),
+            default_plan=self.default_plan or "",
         )
 
 
-def _feature(name: str, file: FeatureFile) -> Feature:
-    caps: dict[object, int | None] = {"none": 0, "unlimited": None}
-    return Feature(
-        name=name,
-        pools=(file.pool,),
-        meters=file.meters,
-        rates=tuple(
-            Rate(
-                meter=r.meter,
-                credits_nanos=quantity_nanos(r.credits),
-                per_nanos=quantity_nanos(r.per),
-                when=dict(r.when),
-                since=0 if r.since is None else from_datetime(r.since),
-            )
-            for r in file.rates
-        ),
-        ttl_seconds=file.hold.ttl_seconds,
-        at_end=file.hold.at_end,
-        overage_nanos_max=caps[file.overage] if file.overage in caps else quantity_nanos(file.overage),
-        fail=file.fail,
-    )
+SECTIONS: Final = tuple(CatalogFile.model_fields)
 
 
-def read_catalog(document: object, where: str) -> CatalogFile:
-    """A checked catalog from a parsed YAML document; `CatalogError` names `where` and the field."""
+def read_catalog(document: object, where: str | Callable[[Place], str]) -> CatalogFile:
+    """A checked catalog from a parsed YAML document; `CatalogError` names the field after `where`.
+
+    `where` is the file, or says for a place in the document in which file and line it is written.
+    """
+    find = where if callable(where) else lambda place: where
     if not isinstance(document, Mapping):
-        raise CatalogError(f"{where}: a catalog is a mapping with `meters` and `features`")
+        raise CatalogError(f"{find(())}: a catalog is a mapping with: {', '.join(SECTIONS)}")
     try:
-        return CatalogFile.model_validate(document)
+        file = CatalogFile.model_validate(document)
+        found = list(problems(file))
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            place = ".".join(str(part) for part in problem["loc"])
-            text = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {place}: {text}" if place else f"{where}: {text}")
-        raise CatalogError("\n".join(lines)) from None
+        found = list(_problems(error))
+    if found:
+        raise CatalogError("\n".join(_line(find, problem) for problem in found))
+    return file
+
+
+def _line(find: Callable[[Place], str], problem: Problem) -> str:
+    place = written(problem.place)
+    return f"{find(problem.place)}: {place}: {problem.text}" if place else f"{find(())}: {problem.text}"
+
+
+_PATTERNS: Final = {
+    SLUG_PATTERN: "a name has up to 64 of a-z, 0-9, `_`, `.` and `-`, and begins with a letter",
+    PROPERTY_PATTERN: "a property has up to 64 letters, digits, `_`, `.` and `-`, and begins with a letter",
+}
+_MESSAGES: Final = {
+    "missing": "is needed",
+    "extra_forbidden": "there is no such field here",
+    "model_type": "fields are needed here: a mapping",
+    "dict_type": "a mapping of names is needed here",
+    "tuple_type": "a list is needed here",
+    "union_tag_not_found": ENTITLEMENT_FORMS,
+}
+
+
+def _problems(error: ValidationError) -> Iterator[Problem]:
+    for each in error.errors(include_url=False):
+        # Tags of unions and pydantic's mark for a key are no part of what was written.
+        place = tuple(part for part in each["loc"] if not (isinstance(part, str) and part.startswith(("<", "["))))
+        yield Problem(place, _words(each))
+
+
+def _words(problem: Any) -> str:
+    kind = problem["type"]
+    if kind == "string_pattern_mismatch":
+        return f"{problem['input']!r}: {_PATTERNS[problem['ctx']['pattern']]}"
+    return _MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")

@@ -10,22 +10,21 @@ import sys
 from collections.abc import Callable, Iterator
 from inspect import cleandoc
 from pathlib import Path
-from types import GenericAlias
 from typing import Any, Final
 
 import msgspec
 
-from tallygate.schemas import samples
+from tallygate.schemas import samples, samples_catalog, samples_requests
 from tallygate.schemas.amounts import AMOUNT_SCHEMA
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.events import BATCH, ID_MAX, UsageEvent, encode_event
-from tallygate.schemas.journal import DecisionRecord, Entry, OpenRow, PartitionRow, Row, Seen
+from tallygate.schemas.journal import DecisionRecord, Journaled
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.names import NAME_MAX, NAME_PATTERN
 from tallygate.schemas.requests import Request
-from tallygate.schemas.samples import Sample
+from tallygate.schemas.samples_requests import Sample
 
 Json = dict[str, Any]
 
@@ -67,15 +66,13 @@ def _written(schema: Json) -> bytes:
 
 def _schemas() -> Iterator[tuple[str, Json]]:
     yield "usage-event", _document("Usage event", UsageEvent, (samples.EVENT,), _refine_event, _EVENT_TEXT)
-    yield "request", _document("Request", Request, samples.REQUESTS, text=_REQUEST_TEXT)
+    yield "request", _document("Request", Request, samples_requests.REQUESTS, text=_REQUEST_TEXT)
     yield "answer", _document("Answer", Answer, (samples.ANSWER,), text=_ANSWER_TEXT)
-    entry = _mirror(Entry, seen=GenericAlias(tuple, (_mirror(Seen, value=Any), ...)))
-    rows = Row | PartitionRow | OpenRow | entry
-    yield "journal-record", _document("Journal record", rows, samples.JOURNAL, text=_JOURNAL_TEXT)
+    yield "journal-record", _document("Journal record", Journaled, samples.JOURNAL, text=_JOURNAL_TEXT)
     yield "posting", _document("Posting", Posting, (samples.POSTING,), text=_POSTING_TEXT)
     yield "decision", _document("Decision", DecisionRecord, (samples.DECISION,), text=_DECISION_TEXT)
     yield "catalog", _document("Catalog", Catalog, (samples.CATALOG,), text=_CATALOG_TEXT)
-    yield "catalog-file", _framed("Catalog file", CatalogFile.model_json_schema(), [samples.CATALOG_FILE], _FILE_TEXT)
+    yield "catalog-file", _framed("Catalog file", CatalogFile.model_json_schema(), [samples_catalog.FILE], _FILE_TEXT)
 
 
 _EVENT_TEXT: Final = f"""
@@ -108,29 +105,6 @@ def _document(
 
 def _as_json(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
-
-
-def _mirror(struct: type[msgspec.Struct], **types: Any) -> type[msgspec.Struct]:
-    """The same struct with other types for some fields, their defaults null.
-
-    msgspec cannot put a default of type `Raw` (here: any JSON) into a schema.
-    """
-    fields: list[tuple[str, Any, Any]] = []
-    for field in msgspec.structs.fields(struct):
-        default = msgspec.field() if field.required else msgspec.field(default=field.default)
-        if field.name in types and not field.required:
-            default = msgspec.field(default=() if field.default == () else None)
-        fields.append((field.name, types.get(field.name, field.type), default))
-    config = struct.__struct_config__
-    return msgspec.defstruct(
-        struct.__name__,
-        fields,
-        namespace={"__doc__": struct.__doc__},
-        array_like=config.array_like,
-        kw_only=True,
-        tag_field=config.tag_field,
-        tag=config.tag,
-    )
 
 
 def _framed(title: str, schema: Json, examples: list[Any], text: str) -> Json:

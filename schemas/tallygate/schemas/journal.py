@@ -212,8 +212,6 @@ class OpenRow(msgspec.Struct, frozen=True, tag_field="row", tag="open.v1"):
     at: int
 
 
-_NOTHING: Final = msgspec.Raw(b"null")
-
 # ---- the entry: what one transition did to one customer, and why ----
 
 

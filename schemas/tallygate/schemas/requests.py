@@ -259,12 +259,19 @@ def parse_request(value: bytes | None) -> Request:
         if text.endswith(_TYPE_TROUBLE):
             raise Refused(Reason.TYPE_UNKNOWN, f"{text}; known: {', '.join(KNOWN_TYPES)}") from None
         raise Refused(Reason.CUSTOMER_MISSING if text in _NO_CUSTOMER else Reason.MALFORMED, text) from None
-    if isinstance(request, GiveGrant):
-        _check_instants(request)
+    for field, instant in _instants(request):
+        if instant is not None and not EPOCH <= instant <= LATEST:
+            raise Refused(Reason.MALFORMED, f"{field} lies outside the years 1970 to 9999 in UTC")
     return request
 
 
-def _check_instants(grant: GiveGrant) -> None:
-    for field, instant in (("effective_at", grant.effective_at), ("expires_at", grant.expires_at)):
-        if instant is not None and not EPOCH <= instant <= LATEST:
-            raise Refused(Reason.MALFORMED, f"{field} lies outside the years 1970 to 9999 in UTC")
+def _instants(request: Request) -> tuple[tuple[str, datetime | None], ...]:
+    match request:
+        case GiveGrant():
+            own = (("effective_at", request.effective_at), ("expires_at", request.expires_at))
+            recurs = request.recurrence
+            return own if recurs is None else (*own, ("recurrence.anchor", recurs.anchor))
+        case SetBudget() | Subscribe():
+            return (("anchor", request.anchor),)
+        case _:
+            return ()

@@ -4,28 +4,20 @@ Acme bought 1 000 credits and capped its agent "drafter" at 500 a day. The agent
 10.25. Each type has a `full` sample, which sets every field, and a `minimal` one, which sets only what it must.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from tallygate.schemas import answers, catalog, journal, ledger, requests
+from tallygate.schemas import answers, catalog, journal, ledger, samples_catalog
 from tallygate.schemas.events import UsageEvent
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.samples_requests import REQUESTS, WHO, Sample
 
 _AT: Final = 1_767_268_800_000  # 2026-01-01T12:00:00Z
 _HOUR: Final = 3_600_000
 _DAY: Final = 24 * _HOUR
-_WHO: Final = {"agent": "drafter", "team": "research"}
-
-
-class Sample(msgspec.Struct, frozen=True):
-    """`name` is also the golden files' name: `<name>.full.json` and `<name>.minimal.json`."""
-
-    name: str
-    full: Any
-    minimal: Any
 
 
 EVENT: Final = Sample(
@@ -38,86 +30,9 @@ EVENT: Final = Sample(
         subject="acme",
         time=datetime(2026, 1, 1, 13, 0, 0, 250_000, tzinfo=UTC),
         datacontenttype="application/vnd.acme.call+json",
-        data={"input_tokens": 4808, "seconds": Decimal("1.25"), **_WHO},
+        data={"input_tokens": 4808, "seconds": Decimal("1.25"), **WHO},
     ),
     UsageEvent(specversion="1.0", id="call-8", source="/gateway/eu-1", type="llm.call", subject="acme"),
-)
-
-_SPENT: Final = {"input_tokens": Decimal(4808), "output_tokens": Decimal("10")}
-REQUESTS: Final = (
-    Sample(
-        "request-reserve",
-        requests.Reserve(
-            id="call-7",
-            customer="acme",
-            feature="llm",
-            quantities=_SPENT,
-            credits=Decimal("0.5"),
-            dimensions=_WHO,
-            ttl_seconds=120,
-            explain=True,
-        ),
-        requests.Reserve(id="call-7", customer="acme", feature="llm"),
-    ),
-    Sample(
-        "request-settle",
-        requests.Settle(
-            id="call-7-done", customer="acme", hold="call-7", quantities=_SPENT, credits=Decimal("0.000000001")
-        ),
-        requests.Settle(id="call-7-done", customer="acme", hold="call-7"),
-    ),
-    Sample(
-        "request-release",
-        requests.Release(id="call-7-off", customer="acme", hold="call-7"),
-        requests.Release(id="call-7-off", customer="acme", hold="call-7"),
-    ),
-    Sample(
-        "request-check",
-        requests.Check(
-            id="may-i-1",
-            customer="acme",
-            feature="llm",
-            quantities=_SPENT,
-            credits=Decimal("12.5"),
-            dimensions=_WHO,
-            explain=True,
-        ),
-        requests.Check(id="may-i-1", customer="acme", feature="llm"),
-    ),
-    Sample(
-        "request-balance",
-        requests.Balance(id="how-much-1", customer="acme"),
-        requests.Balance(id="how-much-1", customer="acme"),
-    ),
-    Sample(
-        "request-grant",
-        requests.GiveGrant(
-            id="order-1",
-            customer="acme",
-            amount=Decimal("1000"),
-            pool="tokens",
-            priority=5,
-            effective_at=datetime(2026, 1, 1, tzinfo=UTC),
-            expires_at=datetime(2027, 1, 1, tzinfo=UTC) + timedelta(milliseconds=500),
-            category="promotional",
-            price=Decimal("0.02"),
-        ),
-        requests.GiveGrant(id="order-1", customer="acme", amount=Decimal("1000")),
-    ),
-    Sample(
-        "request-budget",
-        requests.SetBudget(
-            id="cap-1",
-            customer="acme",
-            name="agents",
-            limit=Decimal("500"),
-            scope={"agent": "*"},
-            unit="input_tokens",
-            period="day",
-            hard=False,
-        ),
-        requests.SetBudget(id="cap-1", customer="acme", name="agents", limit=Decimal("500")),
-    ),
 )
 
 _LIMIT: Final = answers.LimitState(
@@ -133,8 +48,11 @@ _LIMIT: Final = answers.LimitState(
     scope={"agent": "drafter"},
     hard=False,
     resets_at="2026-01-02T00:00:00Z",
+    observe=True,
 )
-_HOLD: Final = answers.HoldView("call-7", "llm", "12.5", "2026-01-01T12:05:00Z", (answers.Share("order-1", "12.5"),))
+_HOLD: Final = answers.HoldView(
+    "call-7", "llm", "12.5", "2026-01-01T12:05:00Z", (answers.Share("order-1", "12.5"),), {"input_tokens": "4808"}
+)
 _GRANT: Final = answers.GrantView(
     id="order-1",
     pool="credits",
@@ -172,6 +90,13 @@ ANSWER: Final = Sample(
         ),
         retry_after_ms=43_200_000,
         late=True,
+        value="gold",
+        affordable={"output_tokens": "2500"},
+        would_deny=(Reason.RATE_LIMITED,),
+        trace=(
+            answers.Step("customer", True, Reason.ALLOWED),
+            answers.Step("budgets", False, Reason.BUDGET_EXHAUSTED, (_LIMIT,)),
+        ),
     ),
     answers.Answer(
         id="call-7",
@@ -210,10 +135,15 @@ DECISION: Final = Sample(
         feature="llm",
         credits_nanos=10_250_000_000,
         overage_nanos=1,
-        dimensions=_WHO,
+        dimensions=WHO,
         hold="call-7",
         limits=(_LIMIT,),
         late=True,
+        quantities={"input_tokens": 4_808_000_000_000},
+        asked_nanos=500_000_000,
+        at_least={"input_tokens": 1_000_000_000},
+        ttl_seconds=120,
+        request='{"type":"tallygate.customer.v1","id":"stop-1","customer":"acme"}',
     ),
     journal.DecisionRecord(id="call-7", op="reserve", allowed=True, reason=Reason.ALLOWED, at=_AT, cause=0),
 )
@@ -233,6 +163,9 @@ JOURNAL: Final = (
             usage_nanos=10_250_000_000,
             grant_usage_nanos=10_249_999_999,
             period_at=_AT,
+            resets=journal.Recurrence("P1M", _AT),
+            resets_at=_AT + 31 * _DAY,
+            preserve_overage=True,
         ),
         journal.PoolRow(pool="credits"),
     ),
@@ -252,11 +185,13 @@ JOURNAL: Final = (
             category="promotional",
             price_nanos=20_000_000,
             active=True,
+            ended=True,
             recurrence=journal.Recurrence("P1M", _AT),
             recurs_at=_AT + 31 * _DAY,
             rollover_min_nanos=1,
             rollover_max_nanos=500_000_000_000,
             cycle=2,
+            source="pro:contract-1",
         ),
         journal.GrantRow(
             id="order-1",
@@ -281,7 +216,7 @@ JOURNAL: Final = (
             scopes=(journal.HeldShare("agents\0agent=drafter", 12_500_000_000),),
             quantities={"input_tokens": 4_808_000_000_000},
             credits_nanos=12_500_000_001,
-            dimensions=_WHO,
+            dimensions=WHO,
             overage_nanos=1,
             at_end="settle",
         ),
@@ -301,9 +236,53 @@ JOURNAL: Final = (
     Sample(
         "row-budget",
         journal.BudgetRow(
-            name="agents", limit_nanos=500_000_000_000, scope={"agent": "*"}, unit="credits", period="day", hard=False
+            name="agents",
+            limit_nanos=500_000_000_000,
+            scope={"agent": "*"},
+            unit="credits",
+            period="day",
+            hard=False,
+            anchor=_AT,
+            thresholds=(80, 100),
+            observe=True,
         ),
         journal.BudgetRow(name="all", limit_nanos=500_000_000_000, scope={}, unit="credits", period="lifetime"),
+    ),
+    Sample(
+        "row-rate-limit",
+        journal.RateLimitRow(
+            name="calls",
+            limit_nanos=60_000_000_000,
+            per_seconds=60,
+            burst_nanos=10_000_000_000,
+            scope={"agent": "*"},
+            unit="calls",
+            observe=True,
+        ),
+        journal.RateLimitRow(
+            name="calls",
+            limit_nanos=60_000_000_000,
+            per_seconds=60,
+            burst_nanos=60_000_000_000,
+            scope={},
+            unit="requests",
+        ),
+    ),
+    Sample(
+        "row-subscription",
+        journal.SubscriptionRow(
+            plan="pro",
+            add_ons=("more-searches",),
+            overrides=(
+                catalog.Entitlement(
+                    "search", "metered", "", "searches", 5_000_000_000_000, "day", "credits", observe=True
+                ),
+                catalog.Entitlement("support", "static", "gold"),
+            ),
+            anchor=_AT - _DAY,
+            since=_AT,
+        ),
+        journal.SubscriptionRow(plan="pro", add_ons=(), overrides=(), anchor=_AT, since=_AT),
     ),
     Sample(
         "row-scope",
@@ -314,6 +293,7 @@ JOURNAL: Final = (
             period_at=_AT,
             used_nanos=10_250_000_000,
             held_nanos=12_500_000_000,
+            alerted=80,
         ),
         journal.ScopeRow(id="all", budget="all", scope={}, period_at=0),
     ),
@@ -322,13 +302,15 @@ JOURNAL: Final = (
         journal.UsageRow(
             meter="input_tokens",
             hour=_AT,
-            dimensions=_WHO,
+            dimensions=WHO,
             quantity_nanos=4_808_000_000_000,
             events=1,
             late_events=1,
+            latest_at=_AT + 250,
         ),
         journal.UsageRow(meter="input_tokens", hour=_AT, dimensions={}),
     ),
+    Sample("row-value", journal.ValueRow(at=_AT), journal.ValueRow(at=_AT)),
     Sample(
         "row-partition",
         journal.PartitionRow(applied={"tallygate.requests.v1": 41, "tallygate.usage.v1": 7}, stream_at=_AT, catalog=3),
@@ -353,66 +335,19 @@ JOURNAL: Final = (
                 POSTING.full,
             ),
             decisions=(DECISION.full,),
-            usage=(journal.UsageDelta("input_tokens", _AT, _WHO, 4_808_000_000_000, 1, 0, 0),),
+            usage=(journal.UsageDelta("input_tokens", _AT, WHO, 4_808_000_000_000, 1, 0, 0),),
             balances=(journal.PoolBalance("credits", 989_750_000_000, 0, 1),),
             seen=(journal.Seen("00112233445566778899aabbccddeeff", msgspec.Raw(b'{"allowed":true}')),),
+            alerts=(
+                journal.Alert(
+                    "agents", {"agent": "drafter"}, "credits", 80, 500_000_000_000, 400_000_000_000, _AT, _AT, 0
+                ),
+            ),
         ),
         journal.Entry(customer="acme", at=_AT, catalog=0, causes=()),
     ),
 )
 
-CATALOG: Final = Sample(
-    "catalog",
-    catalog.Catalog(
-        version=3,
-        meters=(
-            catalog.Meter("input_tokens", "llm.call", "sum", "input_tokens", ("team", "agent")),
-            catalog.Meter("calls", "llm.call", "count"),
-        ),
-        features=(
-            catalog.Feature(
-                name="llm",
-                pools=("credits",),
-                meters=("input_tokens", "calls"),
-                rates=(
-                    catalog.Rate("input_tokens", 2_500_000_000, 1_000_000_000_000_000, {"team": "research"}, _AT),
-                    catalog.Rate("calls", 0, 1_000_000_000),
-                ),
-                ttl_seconds=120,
-                at_end="settle",
-                overage_nanos_max=None,
-                fail="open",
-            ),
-        ),
-    ),
-    catalog.Catalog(version=1),
-)
-
-#: The catalog file that says the same as the `catalog` sample.
-CATALOG_FILE: Final[dict[str, Any]] = {
-    "meters": {
-        "input_tokens": {"event_type": "llm.call", "value": "input_tokens", "dimensions": ["team", "agent"]},
-        "calls": {"event_type": "llm.call", "aggregation": "count"},
-    },
-    "features": {
-        "llm": {
-            "pool": "credits",
-            "meters": ["input_tokens", "calls"],
-            "rates": [
-                {
-                    "meter": "input_tokens",
-                    "credits": "2.50",
-                    "per": 1000000,
-                    "when": {"team": "research"},
-                    "since": "2026-01-01T12:00:00Z",
-                },
-                {"meter": "calls", "credits": 0},
-            ],
-            "hold": {"ttl_seconds": 120, "at_end": "settle"},
-            "overage": "unlimited",
-            "fail": "open",
-        }
-    },
-}
+CATALOG: Final = Sample("catalog", samples_catalog.FULL, catalog.Catalog(version=1))
 
 SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, CATALOG)

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from tallygate.topologies import cli_data, cli_money, cli_run
+from tallygate.topologies import cli_catalog, cli_data, cli_money, cli_run
 from tallygate.topologies.exits import MEANINGS, Exit, explain
 
 _HELP: Final = (
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for group in (cli_run.app, cli_money.app, cli_data.app):
     app.add_typer(group)
+app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
 
 _TRACEBACK: Final = "--traceback"
 

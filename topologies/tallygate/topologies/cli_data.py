@@ -1,19 +1,14 @@
-"""The commands about data: produce, catalog, sql, simulate."""
+"""The commands about data: produce, sql, simulate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for
 from tallygate.topologies.exits import Exit, Trouble
 
-if TYPE_CHECKING:
-    from tallygate.schemas.catalog import Catalog, Feature, Rate
-
 app = typer.Typer()
-catalog_app = typer.Typer(no_args_is_help=True, help="What is metered and what it costs: apply it, show it.")
-app.add_typer(catalog_app, name="catalog", rich_help_panel="Data")
 
 
 @app.command(rich_help_panel="Data")
@@ -52,98 +47,6 @@ def produce(
         print_json(report)
     else:
         typer.echo(f"{report.events} events ({report.bytes} bytes) are in Kafka, in {report.seconds:.1f} s")
-
-
-@catalog_app.command("apply")
-def catalog_apply(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_FOLDER", help="A YAML file, or a folder of them.", show_default=False)
-    ],
-    brokers: Brokers = None,
-    data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
-    """Put a catalog in force as the next version. A broken one is refused whole; an unchanged one makes no version.
-
-    \b
-    tallygate catalog apply catalog.yaml
-    tallygate catalog apply catalog/
-    """
-    from tallygate.topologies.catalog_topic import publish, read_files
-
-    file = read_files(path)
-    done = publish(settings_for(brokers, data_dir), file)
-    version = done.catalog.version
-    if json:
-        print_json({"version": version, "changed": done.changed})
-    elif done.changed:
-        meters, features = len(done.catalog.meters), len(done.catalog.features)
-        typer.echo(f"catalog version {version} is in force: {meters} meters, {features} features")
-    else:
-        typer.echo(f"unchanged: version {version} says the same")
-
-
-@catalog_app.command("show")
-def catalog_show(
-    version: Annotated[int | None, typer.Option(min=1, help="An earlier version; default: the newest.")] = None,
-    brokers: Brokers = None,
-    data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
-    """Show the catalog in force, or an earlier version.
-
-    \b
-    tallygate catalog show
-    tallygate catalog show --version 3 --json
-    """
-    from tallygate.topologies.catalog_topic import catalog_version, newest_catalog
-
-    settings = settings_for(brokers, data_dir)
-    found = newest_catalog(settings) if version is None else catalog_version(settings, version)
-    if found is None:
-        raise Trouble(Exit.WRONG, f"there is no catalog version {version}")
-    if not found.version:
-        raise Trouble(Exit.WRONG, "there is no catalog yet: apply one with `tallygate catalog apply FILE`")
-    if json:
-        print_json(found)
-    else:
-        _show_catalog(found)
-
-
-def _show_catalog(catalog: "Catalog") -> None:
-    from rich.table import Table
-
-    out = console()
-    out.print(f"catalog version {catalog.version}")
-    meters = Table("meter", "counts", "of events", "by", title="meters", title_justify="left")
-    for meter in catalog.meters:
-        what = "events" if meter.aggregation == "count" else f"{meter.aggregation} of {meter.value}"
-        meters.add_row(meter.name, what, meter.event_type, ", ".join(meter.dimensions))
-    out.print(meters)
-    for feature in catalog.features:
-        title = f"feature {feature.name}: {_feature_line(feature)}"
-        rates = Table("meter", "costs", "where", "since", title=title, title_justify="left")
-        for rate in feature.rates:
-            rates.add_row(*_rate_row(rate))
-        out.print(rates if feature.rates else f"{title}; no rates")
-
-
-def _feature_line(feature: "Feature") -> str:
-    from tallygate.schemas.amounts import from_nanos
-
-    owed = feature.overage_nanos_max
-    overage = "unlimited" if owed is None else f"up to {from_nanos(owed)}" if owed else "none"
-    end = {"release": "released", "settle": "settled as estimated"}[feature.at_end]
-    return f"pool {feature.pool}, holds end after {feature.ttl_seconds} s and are then {end}, overage {overage}"
-
-
-def _rate_row(rate: "Rate") -> tuple[str, str, str, str]:
-    from tallygate.schemas.amounts import from_nanos
-    from tallygate.schemas.instants import format_instant
-
-    where = ", ".join(f"{k}={v}" for k, v in sorted(rate.when.items()))
-    cost = f"{from_nanos(rate.credits_nanos)} credits per {from_nanos(rate.per_nanos)}"
-    return rate.meter, cost, where, format_instant(rate.since) if rate.since else ""
 
 
 @app.command(rich_help_panel="Data")

@@ -23,7 +23,8 @@ from tallygate.connectors.kafka_admin import TopicReport, declare_topics
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas.catalog import EMPTY, Catalog
 from tallygate.schemas.topics import topic_specs
-from tallygate.topologies.catalog_topic import newest_catalog, publish, read_files
+from tallygate.topologies.catalog_topic import newest_catalog, publish
+from tallygate.topologies.catalog_yaml import read_files
 from tallygate.topologies.settings import ENV_PREFIX, Settings, parse_address
 from tallygate.topologies.sql_server import ask
 
