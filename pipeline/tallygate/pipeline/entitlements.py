@@ -1,5 +1,7 @@
 """Entitlements: may this customer use the feature at all, and what of it is included?"""
 
+from typing import Final
+
 import msgspec
 from msgspec.structs import replace
 
@@ -12,6 +14,8 @@ from tallygate.schemas.catalog import Entitlement, Feature
 from tallygate.schemas.instants import format_instant
 from tallygate.schemas.journal import HeldShare, ScopeRow
 from tallygate.schemas.reasons import Reason
+
+_ALLOWANCE: Final = "allowance:"
 
 
 class Access(msgspec.Struct, frozen=True, gc=False):
@@ -79,7 +83,7 @@ def allowances(draft: AccountDraft, right: Access, quantities: dict[str, int], a
             continue
         anchor = draft.anchor
         start = period_start(each.period, at, anchor)
-        id = f"allowance:{each.feature}\0{each.meter}"
+        id = f"{_ALLOWANCE}{each.feature}\0{each.meter}"
         row = draft.scopes.get(id) or ScopeRow(id, "", {}, start)
         if row.period_at != start:
             row = replace(row, period_at=start, used_nanos=0)
@@ -111,10 +115,17 @@ def hold(draft: AccountDraft, found: list[Allowance]) -> tuple[HeldShare, ...]:
     return tuple(shares)
 
 
-def consume(draft: AccountDraft, found: list[Allowance]) -> None:
+def is_allowance(share: HeldShare) -> bool:
+    """Whether a hold holds this of an allowance, and not of a budget."""
+    return share.id.startswith(_ALLOWANCE)
+
+
+def consume(draft: AccountDraft, found: list[Allowance], as_held: dict[str, int] | None = None) -> None:
+    """Count what falls to the allowances; with `as_held`, by scope, just what a hold has held of them."""
     for each in found:
-        if each.counted_nanos:
-            used = each.scope.used_nanos + each.counted_nanos
+        counted = each.counted_nanos if as_held is None else as_held.get(each.scope.id, 0)
+        if counted:
+            used = each.scope.used_nanos + counted
             draft.scopes.put(each.scope.id, replace(each.scope, used_nanos=used))
 
 

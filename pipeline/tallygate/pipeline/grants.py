@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.credits import active_grants, burn, burn_order
-from tallygate.pipeline.recurrence import next_after
+from tallygate.pipeline.recurrence import at_or_before, next_after
 from tallygate.schemas.journal import GrantRow
 from tallygate.schemas.ledger import OVERAGE, breakage, granted, issued
 
@@ -91,14 +91,18 @@ def begin_due(draft: AccountDraft, at: int) -> None:
 
 def end(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
     """The grant stops paying: what is left is breakage. What holds hold of it stays theirs until they end."""
-    voided = grant.voided_at is not None and grant.voided_at <= at
-    why = breakage("voided" if voided else "expired")
-    draft.move(granted(grant.id), why, grant.balance_nanos, at, cause, grant.pool, grant)
+    draft.move(granted(grant.id), end_of(grant), grant.balance_nanos, at, cause, grant.pool, grant)
     draft.reordered()
     if grant.held_nanos or outlives(grant, at):
         draft.grants.put(grant.id, replace(grant, active=False, ended=True, balance_nanos=0))
     else:
         draft.grants.remove(grant.id)
+
+
+def end_of(grant: GrantRow) -> str:
+    """The account of what is left of a grant that has ended."""
+    voided = grant.voided_at is not None and (grant.expires_at is None or grant.voided_at < grant.expires_at)
+    return breakage("voided" if voided else "expired")
 
 
 def void(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
@@ -117,11 +121,17 @@ def outlives(grant: GrantRow, at: int) -> bool:
 
 
 def reset(draft: AccountDraft, pool: str, at: int, cause: int, preserve_overage: bool) -> None:
-    """End the usage period: every active grant keeps what may roll over, overage is dropped or burnt at once."""
+    """End the usage period: every active grant keeps what may roll over, overage is dropped or burnt at once.
+
+    What took effect or recurred at this very instant belongs to the period that the reset opens.
+    """
     for grant in active_grants(draft, pool):
-        kept = min(grant.rollover_max_nanos, max(grant.rollover_min_nanos, grant.balance_nanos))
-        draft.move(granted(grant.id), breakage("forfeited"), grant.balance_nanos, at, cause, pool, grant)
-        draft.move(issued(grant.category), granted(grant.id), kept, at, cause, pool, grant)
+        if _renewed_at(grant, at):
+            continue
+        balance = grant.balance_nanos
+        kept = min(grant.rollover_max_nanos, max(grant.rollover_min_nanos, balance))
+        draft.move(granted(grant.id), breakage("forfeited"), max(0, balance - kept), at, cause, pool, grant)
+        draft.move(issued(grant.category), granted(grant.id), max(0, kept - balance), at, cause, pool, grant)
         draft.grants.put(grant.id, replace(grant, balance_nanos=kept, cycle=grant.cycle + 1))
     row = draft.pool(pool)
     draft.pools.put(pool, replace(row, usage_nanos=0, grant_usage_nanos=0, period_at=at))
@@ -130,6 +140,16 @@ def reset(draft: AccountDraft, pool: str, at: int, cause: int, preserve_overage:
     elif row.overage_nanos:
         draft.move(breakage("overage_dropped"), OVERAGE, row.overage_nanos, at, cause, pool)
         draft.pools.put(pool, replace(draft.pool(pool), overage_nanos=0))
+
+
+def _renewed_at(grant: GrantRow, at: int) -> bool:
+    """Whether stream time itself set the balance at this instant already, before a reset was asked for."""
+    if grant.created_at == at:
+        return False
+    if grant.effective_at == at:
+        return True
+    due = grant.recurs_at is not None and grant.recurs_at <= at  # it recurs after the reset, in this same step
+    return not due and grant.recurrence is not None and at_or_before(grant.recurrence, at) == at
 
 
 def repay(draft: AccountDraft, pool: str, at: int, cause: int) -> None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tallygate.pipeline import budgets, credits
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.credits import Shares
-from tallygate.pipeline.grants import outlives
+from tallygate.pipeline.grants import end_of, outlives
 from tallygate.schemas.journal import GrantRow, HeldShare, HoldRow
 from tallygate.schemas.ledger import OVERAGE, WRITE_OFF, breakage, consumed, granted, held
 
@@ -117,7 +117,7 @@ def _return(draft: AccountDraft, hold: HoldRow, share: HeldShare, nanos: int, at
     back = nanos if grant.active else 0
     if share.cycle != grant.cycle:  # a reset or recurrence has passed under the hold: it returns what may roll over
         back = min(back, max(0, grant.rollover_max_nanos - grant.balance_nanos))
-    lost = breakage("forfeited" if grant.active else "expired")
+    lost = breakage("forfeited") if grant.active else end_of(grant)
     draft.move(held(hold.id), granted(grant.id), back, at, cause, grant.pool, grant, hold.feature)
     draft.move(held(hold.id), lost, nanos - back, at, cause, grant.pool, grant, hold.feature)
     held_nanos, balance = grant.held_nanos - nanos, grant.balance_nanos + back

@@ -20,7 +20,7 @@ End = Literal["settled", "released", "expired"]
 
 
 class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A hold that is over: how it ended, and what a late settle needs.
+    """A hold that is over: how it ended, and what a late settle needs, like what it held of `allowances`.
 
     Of a settled one: a digest of what was settled, and the id of the request that did.
     """
@@ -33,6 +33,7 @@ class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     dimensions: dict[str, str]
     content: str = ""
     settled_by: str = ""
+    allowances: tuple[HeldShare, ...] = ()
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True, gc=False):

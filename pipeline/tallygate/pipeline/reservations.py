@@ -211,14 +211,15 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
 
 
 class _Work(msgspec.Struct, frozen=True, gc=False):
-    """Work that has happened: what it took, what that costs beside `direct_nanos` where no allowance includes it.
+    """Work that has happened at `at`: what it took, what that costs beside `direct_nanos` where no allowance includes it.
 
-    `fixed`: it costs just that, as it was held.
+    `fixed`: it costs just that and takes of the allowances what it held of them.
     """
 
     feature: Feature
     quantities: dict[str, int]
     priced_nanos: int
+    at: int
     direct_nanos: int = 0
     fixed: bool = False
     late: bool = False
@@ -228,7 +229,7 @@ def _work_done(
     draft: Draft, account: AccountDraft, hold: HoldRow, work: _Work, cause: int
 ) -> tuple[int, credits.Shares, int]:
     """Record, charge and count work under a lifted (or ended) hold; its cost, payers, and overage."""
-    at, feature = draft.stream_at, work.feature
+    at, feature = work.at, work.feature
     billed = record(account, draft.tariff, work.quantities, hold.dimensions, at, work.late, cause)
     offer = offer_of(account, draft.tariff)
     right = access(account, draft.tariff, offer, feature)
@@ -237,7 +238,8 @@ def _work_done(
     if not work.fixed and (included or billed != work.quantities):
         priced = cost_of(draft.tariff, included, billed, hold.dimensions, at)
     cost = work.direct_nanos + priced
-    entitlements.consume(account, included)
+    as_held = {share.id: share.nanos for share in hold.scopes} if work.fixed else None
+    entitlements.consume(account, included, as_held)
     paid, uncovered = holds.consume(account, hold, cost, feature.pools, feature.overage_nanos_max, at, cause)
     found = budgets.levels(account, offer, hold.dimensions, cost, billed, at)
     budgets.consume(account, found, at, cause)
@@ -246,13 +248,13 @@ def _work_done(
 
 def _work(draft: Draft, request: Settle, hold: HoldRow, late: bool) -> _Work:
     """What the request says that the work took; what was held where it names neither quantities nor credits."""
-    feature = _feature(draft, hold)
+    feature, at = _feature(draft, hold), draft.stream_at
     if request.quantities is None and request.credits is None:
-        return _Work(feature, hold.quantities, hold.credits_nanos, fixed=True, late=late)
+        return _Work(feature, hold.quantities, hold.credits_nanos, at, fixed=True, late=late)
     quantities = call_quantities(feature, draft.tariff, request.quantities or {})
     direct = amount("credits", request.credits or Decimal(0))
-    priced = cost_of(draft.tariff, [], quantities, hold.dimensions, draft.stream_at)
-    return _Work(feature, quantities, priced, direct, late=late)
+    priced = cost_of(draft.tariff, [], quantities, hold.dimensions, at)
+    return _Work(feature, quantities, priced, at, direct, late=late)
 
 
 def _feature(draft: Draft, hold: HoldRow) -> Feature:
@@ -306,7 +308,7 @@ def end_of_time_to_live(draft: Draft, account: AccountDraft, hold: HoldRow, at: 
     """A hold's time is over: released, or settled as estimated, as its feature had chosen."""
     if hold.at_end == "settle":
         holds.lift(account, hold)
-        as_held = _Work(_feature(draft, hold), hold.quantities, hold.credits_nanos, fixed=True)
+        as_held = _Work(_feature(draft, hold), hold.quantities, hold.credits_nanos, at, fixed=True)
         _work_done(draft, account, hold, as_held, -1)
     else:
         holds.give_back(account, hold, at, -1)
@@ -329,7 +331,7 @@ def _late_hold(id: str, ended: EndedHold, draft: Draft) -> HoldRow:
         created_at=draft.stream_at,
         expires_at=draft.stream_at,
         receipt=(),
-        scopes=(),
+        scopes=ended.allowances,
         quantities=ended.quantities,
         credits_nanos=ended.credits_nanos,
         dimensions=ended.dimensions,
@@ -340,7 +342,15 @@ def _remember_end(
     draft: Draft, account: AccountDraft, hold: HoldRow, how: End, content: str = "", settled_by: str = ""
 ) -> None:
     ended = EndedHold(
-        how, hold.feature, hold.pool, hold.quantities, hold.credits_nanos, hold.dimensions, content, settled_by
+        how,
+        hold.feature,
+        hold.pool,
+        hold.quantities,
+        hold.credits_nanos,
+        hold.dimensions,
+        content,
+        settled_by,
+        tuple(share for share in hold.scopes if entitlements.is_allowance(share)),
     )
     draft.remember(account, digest(account.customer, "hold", hold.id), encode_memory(ended))
 
