@@ -102,7 +102,7 @@ def nanos(amount: str) -> int:
 
 
 def test_killed_before_every_insert_of_a_batch(journal: str, writer: JournalWriter, tmp_path: Path) -> None:
-    """A batch is postings, decisions, usage (two tables), balances, offsets: it dies before each, counts nothing twice."""
+    """A batch is postings, decisions, usage (two tables), balances, offsets: dies before each, counts nothing twice."""
     story = Story("acme", rounds=1)
     writer.tell(0, story)
     for insert in range(1, 7):

@@ -68,5 +68,9 @@ def due_range(until: int) -> tuple[bytes, bytes]:
     return _DUE, _DUE + (until + 1).to_bytes(8, "big")
 
 
+def due_instant(key: bytes) -> int:
+    return int.from_bytes(key[len(_DUE) : len(_DUE) + 8], "big")
+
+
 def due_customer(key: bytes) -> str:
     return key[len(_DUE) + 8 :].decode()

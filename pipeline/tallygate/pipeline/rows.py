@@ -30,5 +30,12 @@ class MemoryRows:
                     insort(self._keys, key)
                 self._values[key] = value
 
+    def drop(self, begin: bytes, end: bytes) -> None:
+        """Remove all pairs with begin <= key < end."""
+        first, last = bisect_left(self._keys, begin), bisect_left(self._keys, end)
+        for key in self._keys[first:last]:
+            del self._values[key]
+        del self._keys[first:last]
+
     def items(self) -> list[tuple[bytes, bytes]]:
         return [(key, self._values[key]) for key in self._keys]
