@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,44 @@ class Story:
     @property
     def entries(self) -> list[Entry]:
         return self.world.entries()
+
+
+class ClickHouseServer:
+    """ClickHouse's HTTP interface on a port and folder of its own; can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._folder = folder
+        self.dsn = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        script = Path(__file__).parent / "clickhouse_front.py"
+        self._process = subprocess.Popen([sys.executable, str(script), str(self._folder), str(self.port)])
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                assert self._process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                return
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
 
 
 def ledger_sums(stories: Iterable[Story]) -> dict[tuple[str, str, str], int]:

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from kafka_fixture import Broker
-from sink_world import D, JournalWriter, SinkProcess, Story
+from sink_world import ClickHouseServer, D, JournalWriter, SinkProcess, Story
 from tallygate.connectors.clickhouse import Position, Store
 from tallygate.schemas.requests import Reserve, Settle
 from tallygate.schemas.topics import JOURNAL, PARTITIONS_DEFAULT, topic_specs
@@ -367,6 +367,46 @@ def test_a_full_disk_stops_it_in_one_line_and_nothing_is_half_counted(
         assert "Traceback" not in sink.said
     with SinkProcess(journal, tmp_path) as sink:
         sink.wait_for_sums([story])
+
+
+def test_a_clickhouse_server_away_at_the_start_and_in_the_middle(
+    journal: str, writer: JournalWriter, tmp_path: Path
+) -> None:
+    acme, bolt = Story("acme", rounds=1), Story("bolt", rounds=1)
+    writer.tell(0, acme)
+    server = ClickHouseServer(tmp_path / "server")
+    with SinkProcess(journal, tmp_path, dsn=server.dsn) as sink:
+        sink.wait_for_line("waiting")
+        with server:
+            sink.wait_for_line("ClickHouse is back")
+            sink.wait_for_sums([acme])
+            server.kill()
+            writer.tell(1, bolt)
+            deadline = time.monotonic() + 30
+            while sink.said.count("; waiting") < 2:
+                assert time.monotonic() < deadline, sink.said
+                time.sleep(0.05)
+            server.start()
+            sink.wait_for_sums([acme, bolt])
+            assert sink.said.count("; waiting") == 2
+            assert sink.stop() == 0
+
+
+def test_a_stop_while_the_clickhouse_server_is_away_loses_nothing(
+    journal: str, writer: JournalWriter, tmp_path: Path
+) -> None:
+    acme, bolt = Story("acme", rounds=1), Story("bolt", rounds=1)
+    writer.tell(0, acme)
+    with ClickHouseServer(tmp_path / "server") as server:
+        with SinkProcess(journal, tmp_path, dsn=server.dsn) as sink:
+            sink.wait_for_sums([acme])
+            server.kill()
+            writer.tell(1, bolt)
+            sink.wait_for_line("; waiting")
+            assert sink.stop() == 0
+        server.start()
+        with SinkProcess(journal, tmp_path, dsn=server.dsn) as sink:
+            sink.wait_for_sums([acme, bolt])
 
 
 def test_one_sink_a_folder(journal: str, writer: JournalWriter, tmp_path: Path) -> None:

@@ -59,7 +59,6 @@ _INSERT: Final = {"max_threads": 1, "max_insert_threads": 1, "max_partitions_per
 #: A server that answers with these (too busy, read-only for a while, cannot reach its own) will do better later.
 _PASSING: Final = frozenset({159, 160, 202, 209, 210, 241, 242, 252, 319, 439, 999})
 _GATEWAY: Final = re.compile(r"response code (429|502|503|504)\b")
-_CODE: Final = re.compile(r"Code: (\d+)\.")
 
 
 class StoreError(Exception):
@@ -200,15 +199,16 @@ def trouble_of(dsn: str, error: Exception) -> StoreError:
     line = f"{place_of(dsn)}: {one_line(error)}"
     if is_embedded(dsn):
         return StoreError(line)
-    code = _CODE.search(str(error))
-    passing = int(code[1]) in _PASSING if code else isinstance(error, OperationalError) or _GATEWAY.search(str(error))
+    code = getattr(error, "code", None)
+    passing = isinstance(error, OperationalError) or _GATEWAY.search(str(error)) if code is None else code in _PASSING
     return StoreAway(line) if passing else StoreError(line)
 
 
 def one_line(error: Exception) -> str:
     """An engine's error in one line, without its stack and version."""
     text = " ".join(str(error).split())
-    text = re.sub(r"Code: \d+\. DB::Exception: ", "", text)
+    text = re.sub(r"(Received ClickHouse exception.*?server response: )?Code: \d+\. DB::Exception: ", "", text)
+    text = re.sub(r" ?\(for url [^)]*\)", "", text)
     text = re.sub(r" ?\((?:official build|version [\d.]+[^)]*)\)", "", text)
     return text if len(text) <= 400 else f"{text[:397]}..."
 
