@@ -57,6 +57,7 @@ def test_nothing_is_seen_before_the_batch_is_read_back() -> None:
     life.done = done
     life.offer(world.ask(GRANT)).step()
     assert passed == [
+        ("recovering", False, 0, False),
         ("opened", False, 0, False),
         ("appended", False, 0, False),
         ("read_back", False, 0, False),
