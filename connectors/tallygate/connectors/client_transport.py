@@ -189,7 +189,7 @@ class Transport:
                 _, place.offset = consumer.get_watermark_offsets(place, timeout=_LOOK_SECONDS, cached=False)
                 return place
             except KafkaException as error:
-                consumer.poll(0)  # calls back with what went wrong
+                consumer.poll(0.05)  # calls back with what went wrong
                 if time.monotonic() >= until:
                     raise NotConnected(
                         f"no Kafka broker answers at {self._brokers} within {timeout:g} s "
