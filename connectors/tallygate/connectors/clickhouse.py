@@ -2,9 +2,9 @@
 
 Rows go in column by column, as Arrow. Measured for postings, in rows per CPU second, 48 000 rows a batch, the embedded
 engine's work included: building the Arrow 1.2 M and inserting it with one thread 1.2 M, so 0.6 M together;
-clickhouse-connect's own Native encoder 0.35 to 0.42 M. More threads in the engine cost twice the CPU at this size. With
-the mapping from journal records before it (`sink_rows`), 0.25 M (4 legs an entry) to 0.38 M (400 legs). Leaving JSON and
-mapping to the engine (`JSONExtract` and `ARRAY JOIN` behind a `Null` table) was faster, 0.6 to 0.85 M all in all, but
+clickhouse-connect's own Native encoder 0.35 to 0.42 M. More threads in the engine cost twice the CPU at this size.
+With the mapping from journal records before it (`sink_rows`), 0.25 M (4 legs an entry) to 0.38 M (400 legs). Leaving
+JSON and mapping to the engine (`JSONExtract` and `ARRAY JOIN` behind a `Null` table) took 0.6 to 0.85 M all in all, but
 moves the mapping into SQL, where it cannot be tested as a pure function.
 
 An embedded engine belongs to one process, in which any number of clients, each in its own thread, may use it at once.
