@@ -22,37 +22,22 @@ POSTINGS = [  # the last step's
     ("that begins", "grant a 9 in 1h; tick 1h", ["issued:paid > grant:a 9"]),
     ("usage", "grant b 9; grant a 5 p0; use 7", ["grant:a > consumed:work 5", "grant:b > consumed:work 2"]),
     ("usage beyond", "grant a 5; use 7", ["grant:a > consumed:work 5", "overage > consumed:work 2"]),
-    (
-        "usage beyond a cap",
-        "grant a 5; use 17 capped",
-        ["grant:a > consumed:capped 5", "overage > consumed:capped 10", "write_off > consumed:capped 2"],
-    ),
+    ("usage beyond a cap", "grant a 5; use 17 capped",
+     ["grant:a > consumed:capped 5", "overage > consumed:capped 10", "write_off > consumed:capped 2"]),
     ("free usage", "grant a 5; use 0", []),
     ("debts paid by a new grant", "use 4; grant a 9", ["issued:paid > grant:a 9", "grant:a > overage 4"]),
-    (
-        "debts paid by grants that begin",
-        "use 9; grant b 5 in 1h; grant a 5 p0 in 1h; tick 2h",
-        ["issued:paid > grant:a 5", "issued:paid > grant:b 5", "grant:a > overage 5", "grant:b > overage 4"],
-    ),
+    ("debts paid by grants that begin", "use 9; grant b 5 in 1h; grant a 5 p0 in 1h; tick 2h",
+     ["issued:paid > grant:a 5", "issued:paid > grant:b 5", "grant:a > overage 5", "grant:b > overage 4"]),
     ("a hold", "grant b 9; grant a 5 p0; reserve h 7", ["grant:a > hold:h 5", "grant:b > hold:h 2"]),
     ("a hold that owes", "grant a 5; reserve h 7 owing", ["grant:a > hold:h 5"]),
     ("a denied one", "grant a 5; reserve h 7", []),
-    (
-        "settled below",
-        "grant b 9; grant a 5 p0; reserve h 7; settle h 3",
-        ["hold:h > consumed:work 3", "hold:h > grant:a 2", "hold:h > grant:b 2"],
-    ),
+    ("settled below", "grant b 9; grant a 5 p0; reserve h 7; settle h 3",
+     ["hold:h > consumed:work 3", "hold:h > grant:a 2", "hold:h > grant:b 2"]),
     ("settled as held", "grant a 5; reserve h 4; settle h 4", ["hold:h > consumed:work 4"]),
-    (
-        "settled above",
-        "grant b 9; grant a 5 p0; reserve h 4; settle h 7",
-        ["hold:h > consumed:work 4", "grant:a > consumed:work 1", "grant:b > consumed:work 2"],
-    ),
-    (
-        "settled beyond all",
-        "grant a 5; reserve h 4; settle h 7",
-        ["hold:h > consumed:work 4", "grant:a > consumed:work 1", "overage > consumed:work 2"],
-    ),
+    ("settled above", "grant b 9; grant a 5 p0; reserve h 4; settle h 7",
+     ["hold:h > consumed:work 4", "grant:a > consumed:work 1", "grant:b > consumed:work 2"]),
+    ("settled beyond all", "grant a 5; reserve h 4; settle h 7",
+     ["hold:h > consumed:work 4", "grant:a > consumed:work 1", "overage > consumed:work 2"]),
     ("settled late", "grant a 5; reserve h 4; release h; settle h", ["grant:a > consumed:work 4"]),
     ("released", "grant b 9; grant a 5 p0; reserve h 7; release h", ["hold:h > grant:a 5", "hold:h > grant:b 2"]),
     ("released twice", "grant a 5; reserve h 4; release h; release h", []),
@@ -62,13 +47,10 @@ POSTINGS = [  # the last step's
     ("an empty grant's end", "grant a 5 for 60s; use 5; tick 60s", []),
     ("under a hold", "grant a 5 for 60s; reserve h 4; tick 60s", ["grant:a > breakage:expired 1"]),
     ("which then returns", "grant a 5 for 60s; reserve h 4; tick 60s; release h", ["hold:h > breakage:expired 4"]),
-    (
-        "or is settled below",
-        "grant a 5 for 60s; reserve h 4; tick 60s; settle h 3",
-        ["hold:h > consumed:work 3", "hold:h > breakage:expired 1"],
-    ),
+    ("or is settled below", "grant a 5 for 60s; reserve h 4; tick 60s; settle h 3",
+     ["hold:h > consumed:work 3", "hold:h > breakage:expired 1"]),
     ("a budget", "budget b 9", []),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("what", "story", "expected"), POSTINGS)

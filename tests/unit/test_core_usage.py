@@ -201,17 +201,13 @@ def test_dimensions(written: bytes, kept: str | None) -> None:
 
 
 COUNTED = [  # of the catalog of the tests: two sums and a count
-    (
-        "both sums and the call",
-        {"input_tokens": 1000, "output_tokens": 500},
-        "input_tokens 1000, output_tokens 500, calls 1",
-        "2",
-    ),
+    ("both sums and the call", {"input_tokens": 1000, "output_tokens": 500},
+     "input_tokens 1000, output_tokens 500, calls 1", "2"),
     ("one sum and the call", {"input_tokens": 1000}, "input_tokens 1000, calls 1", "1"),
     ("the call alone", {}, "calls 1", "0"),
     ("the rate of the model", {"output_tokens": 500, "model": "large"}, "output_tokens 500, calls 1", "2"),
     ("nothing of a kind is counted", {"input_tokens": 0}, "input_tokens 0, calls 1", "0"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("law", "data", "counted", "cost"), COUNTED)
