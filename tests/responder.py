@@ -1,12 +1,11 @@
 """Stands in for the worker in tests of the client: reads requests as the worker does, answers by a rule."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tallygate.pipeline.intake import Intake
 from tallygate.pipeline.transition import RefusedInput, RequestInput, Route
@@ -15,6 +14,7 @@ from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Record
 from tallygate.schemas.requests import OPS, Balance, Request, Reserve
 from tallygate.schemas.topics import HEADER_CORRELATION, REQUESTS
+from topic_waits import end_of
 
 AT = "2026-01-31T00:00:00Z"
 
@@ -59,7 +59,7 @@ class Responder:
         self.rule = rule
         self.requests: list[Request] = []
         self.routes: dict[str, Route] = {}
-        self.noise: list[tuple[bytes, bytes]] = []
+        self.noise: list[tuple[bytes | None, bytes]] = []
         self.broke: Exception | None = None
         self._came = threading.Condition()
         self._times: Counter[tuple[str, str]] = Counter()
@@ -79,7 +79,7 @@ class Responder:
         )
         count = len(self._consumer.list_topics(REQUESTS, timeout=10).topics[REQUESTS].partitions)
         self._intake = Intake(count)
-        self.offsets = dict(offsets or {p: self._end(p) for p in range(count)})
+        self.offsets = dict(offsets or {p: end_of(self._consumer, REQUESTS, p) for p in range(count)})
         self._consumer.assign([TopicPartition(REQUESTS, p, offset) for p, offset in self.offsets.items()])
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -115,21 +115,11 @@ class Responder:
             self._reply(route, correlation, value)
         self._reply(route, route.correlation, encode_answer(answer))
 
-    def _reply(self, route: Route, correlation: bytes, value: bytes) -> None:
+    def _reply(self, route: Route, correlation: bytes | None, value: bytes) -> None:
         assert route.partition is not None
         self._producer.produce(
             route.topic, value, partition=route.partition, headers=[(HEADER_CORRELATION, correlation)]
         )
-
-    def _end(self, partition: int) -> int:
-        for tries_left in reversed(range(50)):
-            try:
-                return int(self._consumer.get_watermark_offsets(TopicPartition(REQUESTS, partition), timeout=10)[1])
-            except KafkaException:  # a topic that was just made has no leader yet
-                if not tries_left:
-                    raise
-                time.sleep(0.1)
-        raise AssertionError
 
     def _work(self) -> None:
         try:

@@ -1,11 +1,14 @@
 """What the sink's tests share: a story that the real core decided, its journal on a broker, a sink that reads it."""
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -13,20 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from partition import T0, Partition, event
 from tallygate.connectors.clickhouse_questions import QuestionError
 from tallygate.schemas.instants import HOUR_MS, to_datetime
 from tallygate.schemas.journal import OPEN_KEY, Entry, OpenRow, encode_record
 from tallygate.schemas.requests import GiveGrant, Release, Request, Reserve, SetBudget, Settle
-from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL
+from tallygate.schemas.topics import DAY_MS, HEADER_SEQ, HEADER_TERM, JOURNAL, topic_specs
 from tallygate.topologies.settings import Settings, load_settings
 from tallygate.topologies.sql_server import ask
 
 D = Decimal
 
 PATIENCE_SECONDS = 40.0
+#: Of the journal.
+PARTITIONS = 2
 
 Rows = list[tuple[bytes, bytes | None]]
 
@@ -99,6 +105,42 @@ class Story:
     @property
     def entries(self) -> list[Entry]:
         return self.world.entries()
+
+
+class ClickHouseServer:
+    """ClickHouse's HTTP interface on a port and folder of its own; can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self.dsn = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        script = Path(__file__).parent / "clickhouse_front.py"
+        self._process = subprocess.Popen([sys.executable, str(script), str(self._folder), str(self.port)])
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                assert self._process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                return
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
 
 
 def ledger_sums(stories: Iterable[Story]) -> dict[tuple[str, str, str], int]:
@@ -200,3 +242,76 @@ class SinkProcess:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.kill()
         self._said.close()
+
+
+def make_journal(bootstrap: str) -> None:
+    """A new, empty journal in place of the old one."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    [spec] = [spec for spec in topic_specs(PARTITIONS) if spec.name == JOURNAL]
+    if JOURNAL in admin.list_topics(timeout=10).topics:
+        admin.delete_topics([JOURNAL])[JOURNAL].result()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            admin.create_topics([NewTopic(JOURNAL, PARTITIONS, 1, config=spec.config)])[JOURNAL].result()
+        except KafkaException:  # still being deleted
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        else:
+            break
+    while len(admin.list_topics(JOURNAL, timeout=10).topics[JOURNAL].partitions) < PARTITIONS:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def compact(bootstrap: str, writer: JournalWriter) -> None:
+    """Makes the broker compact partition 0 of the journal now, and waits until records are gone."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    patient = {"min.compaction.lag.ms": str(DAY_MS), "max.compaction.lag.ms": str(2**63 - 1), "segment.ms": str(DAY_MS)}
+    for broker in admin.list_topics(timeout=10).brokers:
+        alter(admin, ResourceType.BROKER, str(broker), {"log.cleaner.backoff.ms": "100"})
+    alter(admin, ResourceType.TOPIC, JOURNAL, dict.fromkeys(patient, "1"))
+    for _ in range(100):
+        writer.write(0, 1, 10_000, [(b"\0partition", b"{}")])  # rolls the segment
+        if holes(bootstrap):
+            return alter(admin, ResourceType.TOPIC, JOURNAL, patient)
+        time.sleep(0.2)
+    raise AssertionError("the broker did not compact")
+
+
+def holes(bootstrap: str) -> int:
+    """How many offsets of partition 0 have no record."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "looking", "enable.partition.eof": True})
+    consumer.assign([TopicPartition(JOURNAL, 0, 0)])
+    try:
+        records = 0
+        while (message := consumer.poll(10)) is not None:
+            if message.error() is not None:
+                return int(message.offset()) - records
+            records += 1
+        raise AssertionError("the broker does not answer")
+    finally:
+        consumer.close()
+
+
+def alter(admin: AdminClient, kind: Any, name: str, entries: dict[str, str]) -> None:
+    changes = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in entries.items()]
+    [done] = admin.incremental_alter_configs([ConfigResource(kind, name, incremental_configs=changes)]).values()
+    done.result()
+
+
+def metric(port: int, name: str) -> float:
+    """A figure of the metrics page; -1 while it is not there."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", page.read().decode(), re.MULTILINE)
+    return float(found[1]) if found else -1.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def nanos(amount: str) -> int:
+    return int(Decimal(amount).scaleb(9))

@@ -107,12 +107,16 @@ class Story:
                     name=plain[0],
                     limit=Decimal(plain[1]),
                     scope=dimensions,
-                    period=options.get("per", "lifetime"),
+                    period=options.get("per", "lifetime"),  # type: ignore[arg-type]
                     unit=options.get("of", "credits"),
                     hard="soft" not in plain,
                 )
             case "reserve":
-                asked = {"feature": _feature(plain, 2), "credits": Decimal(plain[1]), "dimensions": dimensions}
+                asked: dict[str, Any] = {
+                    "feature": _feature(plain, 2),
+                    "credits": Decimal(plain[1]),
+                    "dimensions": dimensions,
+                }
                 ttl = span_ms(options["for"]) // 1000 if "for" in options else None
                 return Reserve(**{**who, "id": plain[0]}, **asked, ttl_seconds=ttl)
             case "check":

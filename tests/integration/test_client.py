@@ -2,14 +2,12 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from kafka_fixture import Broker
 from responder import Responder, allow, answer_to, silent
@@ -27,6 +25,7 @@ from tallygate.schemas.answers import Answer, Statement, encode_answer
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import GiveGrant, Release, Request, Reserve, SetBudget, Settle
 from tallygate.schemas.topics import REQUESTS
+from topic_waits import delete
 
 TIMEOUT = 30.0  # of calls that are answered; never waited for
 
@@ -243,7 +242,12 @@ async def test_an_answer_after_the_time_out_disturbs_nobody(worker: Responder, c
 
 async def test_what_others_get_on_the_same_partition_is_passed_over(worker: Responder, client: Tallygate) -> None:
     request = client.reserve("other", feature="llm", id="foreign")._request
-    worker.noise = [(b"somebody-1", encode_answer(answer_to(request))), (b"", b"\xff"), (b"somebody-2", b"")]
+    worker.noise = [
+        (b"somebody-1", encode_answer(answer_to(request))),
+        (b"", b"\xff"),
+        (None, b"{}"),
+        (b"somebody-2", b""),
+    ]
     assert [(await client.reserve("acme", feature="llm", id=f"h{i}")).id for i in range(5)] == [
         f"h{i}" for i in range(5)
     ]
@@ -260,7 +264,7 @@ async def test_two_clients_of_one_service_get_their_own_answers(worker: Responde
 
 async def test_an_answer_that_cannot_be_read_is_an_error_of_its_call(worker: Responder, client: Tallygate) -> None:
     worker.rule = silent
-    call = asyncio.ensure_future(client.reserve("acme", feature="llm", id="h1"))
+    call = asyncio.create_task(client.reserve("acme", feature="llm", id="h1"))
     await asyncio.to_thread(worker.wait_for, 1)
     route = worker.routes["h1"]
     worker._reply(route, route.correlation, b'{"type": "tallygate.answer.v1", "reason": "from_the_future"}')
@@ -303,7 +307,7 @@ async def test_a_call_that_finds_no_room_in_time_says_so(worker: Responder, modu
     async with Tallygate(module_kafka.bootstrap, service="cli", timeout=TIMEOUT, in_flight_max=1) as client:
         first = asyncio.ensure_future(client.reserve("acme", feature="llm"))
         await asyncio.to_thread(worker.wait_for, 1)
-        with pytest.raises(NoAnswer, match=r"not sent: 1 other calls were in flight.*it was not recorded"):
+        with pytest.raises(NoAnswer, match=r"\(not sent\): it was not recorded; 1 other calls were in flight"):
             await client.reserve("acme", feature="llm", timeout=0.2)
         first.cancel()  # gives its place free
         worker.rule = allow
@@ -344,8 +348,6 @@ async def test_a_missing_reply_topic_is_named_with_its_remedy(module_kafka: Brok
         f"topic tallygate.replies.unheard-of.v1 is missing on {module_kafka.bootstrap}: "
         "declare it with `tallygate topics --service unheard-of`"
     )
-    topics = AdminClient({"bootstrap.servers": module_kafka.bootstrap}).list_topics(timeout=10).topics
-    assert "tallygate.replies.unheard-of.v1" not in topics
 
 
 async def test_calls_outlast_a_broker_that_restarts(fresh_kafka: Any) -> None:
@@ -364,19 +366,9 @@ async def test_calls_outlast_a_broker_that_restarts(fresh_kafka: Any) -> None:
 
 
 async def test_a_missing_request_topic_is_named_with_its_remedy(fresh_kafka: Broker) -> None:
-    admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
-    admin.delete_topics([REQUESTS])[REQUESTS].result()
-    until_gone(admin, REQUESTS)
+    await asyncio.to_thread(delete, fresh_kafka.bootstrap, REQUESTS)
     with pytest.raises(NotConnected, match=rf"topic {REQUESTS} is missing .* declare it with `tallygate topics`"):
         await Tallygate(fresh_kafka.bootstrap, service="cli").start()
-
-
-def until_gone(admin: AdminClient, topic: str) -> None:
-    for _ in range(200):
-        if topic not in admin.list_topics(timeout=10).topics:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{topic} is still there")
 
 
 # Without asyncio

@@ -2,29 +2,35 @@
 
 import re
 import signal
-import socket
 import time
-import urllib.request
-from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ResourceType
 
 from kafka_fixture import Broker
-from sink_world import D, JournalWriter, SinkProcess, Story
+from sink_world import (
+    ClickHouseServer,
+    D,
+    JournalWriter,
+    SinkProcess,
+    Story,
+    alter,
+    compact,
+    free_port,
+    make_journal,
+    metric,
+    nanos,
+)
 from tallygate.connectors.clickhouse import Position, Store
 from tallygate.schemas.requests import Reserve, Settle
-from tallygate.schemas.topics import JOURNAL, PARTITIONS_DEFAULT, topic_specs
-
-PARTITIONS = 2
+from tallygate.schemas.topics import JOURNAL
 
 
 @pytest.fixture
-def journal(module_kafka: Broker) -> Iterator[str]:
+def journal(module_kafka: Broker) -> str:
     """A broker with a new, empty journal."""
     make_journal(module_kafka.bootstrap)
     return module_kafka.bootstrap
@@ -33,25 +39,6 @@ def journal(module_kafka: Broker) -> Iterator[str]:
 @pytest.fixture
 def writer(journal: str) -> JournalWriter:
     return JournalWriter(journal)
-
-
-def make_journal(bootstrap: str) -> None:
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    [spec] = [spec for spec in topic_specs(PARTITIONS_DEFAULT) if spec.name == JOURNAL]
-    if JOURNAL in admin.list_topics(timeout=10).topics:
-        admin.delete_topics([JOURNAL])[JOURNAL].result()
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            admin.create_topics([NewTopic(JOURNAL, PARTITIONS, 1, config=spec.config)])[JOURNAL].result()
-        except KafkaException:  # still being deleted
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        else:
-            break
-    while len(admin.list_topics(JOURNAL, timeout=10).topics[JOURNAL].partitions) < PARTITIONS:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_the_figures_are_the_ledgers(journal: str, writer: JournalWriter, tmp_path: Path) -> None:
@@ -95,10 +82,6 @@ def test_the_figures_are_the_ledgers(journal: str, writer: JournalWriter, tmp_pa
             "SELECT grant, category, amount, priority, active FROM balances WHERE grant != '' AND balance > 0"
         )
         assert grants == [{"grant": "paid", "category": "paid", "amount": "400", "priority": 2, "active": True}]
-
-
-def nanos(amount: str) -> int:
-    return int(Decimal(amount).scaleb(9))
 
 
 def test_killed_before_every_insert_of_a_batch(journal: str, writer: JournalWriter, tmp_path: Path) -> None:
@@ -159,18 +142,6 @@ def test_stop_stores_where_it_stood_even_in_a_quiet_journal(
         store.close()
 
 
-def metric(port: int, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
-        found = re.search(rf"^{re.escape(name)} (\S+)$", page.read().decode(), re.MULTILINE)
-    return float(found[1]) if found else -1.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_what_a_former_owner_appended_is_not_counted_also_after_a_restart(
     journal: str, writer: JournalWriter, tmp_path: Path
 ) -> None:
@@ -207,49 +178,15 @@ def test_a_range_that_was_compacted_after_it_was_inserted_counts_as_it_was(
         assert re.fullmatch(
             rf"sink: {JOURNAL} partition 0: the records from \d+ to \d+ are gone.*--accept-gap\n", sink.said
         )
+    told = len(story.transitions)
+    story.round("after")
+    for seq, records in enumerate(story.transitions[told:], 10_001):
+        writer.write(0, 1, seq, records)
     with SinkProcess(journal, tmp_path, accept_gap=True) as sink:
         sink.wait_for_sums([story])
         [pool] = story.entries[-1].balances
         assert nanos(sink.figure("SELECT sum(balance) FROM balances")) == pool.balance_nanos
         assert sink.said.count("going on without them") == 1
-
-
-def compact(bootstrap: str, writer: JournalWriter) -> None:
-    """Makes the broker compact partition 0 of the journal now, and waits until records are gone."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    hasty = {"min.compaction.lag.ms": "0", "max.compaction.lag.ms": "1", "segment.ms": "1"}
-    brokers = [str(broker) for broker in admin.list_topics(timeout=10).brokers]
-    resources = [config(ResourceType.TOPIC, JOURNAL, hasty)]
-    resources += [config(ResourceType.BROKER, broker, {"log.cleaner.backoff.ms": "100"}) for broker in brokers]
-    for resource in resources:  # one at a time: a broker takes no requests that mix kinds
-        [done] = admin.incremental_alter_configs([resource]).values()
-        done.result()
-    for _ in range(100):
-        writer.write(0, 1, 10_000, [(b"\0partition", b"{}")])  # rolls the segment
-        if holes(bootstrap):
-            return
-        time.sleep(0.2)
-    raise AssertionError("the broker did not compact")
-
-
-def holes(bootstrap: str) -> int:
-    """How many offsets of partition 0 have no record."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "looking", "enable.partition.eof": True})
-    consumer.assign([TopicPartition(JOURNAL, 0, 0)])
-    try:
-        records = 0
-        while (message := consumer.poll(10)) is not None:
-            if message.error() is not None:
-                return int(message.offset()) - records
-            records += 1
-        raise AssertionError("the broker does not answer")
-    finally:
-        consumer.close()
-
-
-def config(kind: Any, name: str, entries: dict[str, str]) -> ConfigResource:
-    changes = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in entries.items()]
-    return ConfigResource(kind, name, incremental_configs=changes)
 
 
 def test_a_hole_in_the_journal_stops_it(journal: str, writer: JournalWriter, tmp_path: Path) -> None:
@@ -276,15 +213,10 @@ def test_a_journal_that_begins_later_stops_it(journal: str, writer: JournalWrite
     story = Story("acme", rounds=1)
     writer.tell(0, story)
     admin = AdminClient({"bootstrap.servers": journal})
-    [spec] = [spec for spec in topic_specs(PARTITIONS) if spec.name == JOURNAL]
-    for policy in ("delete", spec.config["cleanup.policy"]):
-        [done] = admin.incremental_alter_configs(
-            [config(ResourceType.TOPIC, JOURNAL, {"cleanup.policy": policy})]
-        ).values()
-        done.result()
-        if policy == "delete":
-            [gone] = admin.delete_records([TopicPartition(JOURNAL, 0, 4)]).values()
-            gone.result()
+    alter(admin, ResourceType.TOPIC, JOURNAL, {"cleanup.policy": "delete"})
+    [gone] = admin.delete_records([TopicPartition(JOURNAL, 0, 4)]).values()
+    gone.result()
+    alter(admin, ResourceType.TOPIC, JOURNAL, {"cleanup.policy": "compact"})
     with SinkProcess(journal, tmp_path) as sink:
         assert sink.end() == 1
         assert "partition 0: the records from 0 to 3 are gone" in sink.said
@@ -367,6 +299,69 @@ def test_a_full_disk_stops_it_in_one_line_and_nothing_is_half_counted(
         assert "Traceback" not in sink.said
     with SinkProcess(journal, tmp_path) as sink:
         sink.wait_for_sums([story])
+
+
+def test_an_engine_that_fails_within_a_batch_stops_it_and_nothing_is_half_counted(
+    journal: str, writer: JournalWriter, tmp_path: Path
+) -> None:
+    story, dsn = Story("acme", rounds=1), f"chdb://{tmp_path}/clickhouse"
+    writer.tell(0, story)
+    command(dsn, "ALTER TABLE sink_balances ADD CONSTRAINT never CHECK version > 1000000")
+    with SinkProcess(journal, tmp_path) as sink:
+        assert sink.end() == 1
+        assert re.fullmatch(r"sink: the embedded ClickHouse in .*VIOLATED_CONSTRAINT.*\n", sink.said)
+    command(dsn, "ALTER TABLE sink_balances DROP CONSTRAINT never")
+    with SinkProcess(journal, tmp_path) as sink:
+        sink.wait_for_sums([story])
+
+
+def command(dsn: str, statement: str) -> None:
+    store = Store(dsn)
+    try:
+        store.prepare()
+        store._run(statement)
+    finally:
+        store.close()
+
+
+def test_a_clickhouse_server_away_at_the_start_and_in_the_middle(
+    journal: str, writer: JournalWriter, tmp_path: Path
+) -> None:
+    acme, bolt = Story("acme", rounds=1), Story("bolt", rounds=1)
+    writer.tell(0, acme)
+    server = ClickHouseServer(tmp_path / "server")
+    with SinkProcess(journal, tmp_path, dsn=server.dsn) as sink:
+        sink.wait_for_line("waiting")
+        with server:
+            sink.wait_for_line("ClickHouse is back")
+            sink.wait_for_sums([acme])
+            server.kill()
+            writer.tell(1, bolt)
+            deadline = time.monotonic() + 30
+            while sink.said.count("; waiting") < 2:
+                assert time.monotonic() < deadline, sink.said
+                time.sleep(0.05)
+            server.start()
+            sink.wait_for_sums([acme, bolt])
+            assert sink.said.count("; waiting") == 2
+            assert sink.stop() == 0
+
+
+def test_a_stop_while_the_clickhouse_server_is_away_loses_nothing(
+    journal: str, writer: JournalWriter, tmp_path: Path
+) -> None:
+    acme, bolt = Story("acme", rounds=1), Story("bolt", rounds=1)
+    writer.tell(0, acme)
+    with ClickHouseServer(tmp_path / "server") as server:
+        with SinkProcess(journal, tmp_path, dsn=server.dsn) as sink:
+            sink.wait_for_sums([acme])
+            server.kill()
+            writer.tell(1, bolt)
+            sink.wait_for_line("; waiting")
+            assert sink.stop() == 0
+        server.start()
+        with SinkProcess(journal, tmp_path, dsn=server.dsn) as sink:
+            sink.wait_for_sums([acme, bolt])
 
 
 def test_one_sink_a_folder(journal: str, writer: JournalWriter, tmp_path: Path) -> None:

@@ -8,11 +8,8 @@ BURN_ORDER = [
     ("priority ascending", "grant b 100 p1; grant a 100 p0; use 120", "a 0, b 80"),
     ("priority beats expiry", "grant a 100 p1 for 1d; grant b 100 p0; use 120", "b 0, a 80"),
     ("priority 0 comes first", "grant a 100 p1; grant b 100 p255; grant c 100 p0; use 250", "c 0, a 0, b 50"),
-    (
-        "earlier expiry breaks a tie",
-        "grant yearly 100 for 365d; grant weekly 100 for 7d; use 120",
-        "weekly 0, yearly 80",
-    ),
+    ("earlier expiry breaks a tie", "grant yearly 100 for 365d; grant weekly 100 for 7d; use 120",
+     "weekly 0, yearly 80"),
     ("no expiry comes last", "grant ever 100; grant yearly 100 for 365d; use 120", "yearly 0, ever 80"),
     ("a second's difference counts", "grant a 9 for 61s; grant b 9 for 60s; use 10", "b 0, a 8"),
     ("within a second it does not", "grant b 9 for 60900ms; wait 1ms; grant a 9 for 60s; use 10", "b 0, a 8"),
@@ -25,7 +22,7 @@ BURN_ORDER = [
     ("fractions of a nano's grain", "grant a 0.000000001 p0; grant b 1; use 0.000000002", "a 0, b 0.999999999"),
     ("each pool for itself", "grant a 9 pool messages; grant b 9; use 4 message; use 3", "a 5, b 6"),
     ("another pool does not help out", "grant a 9 pool messages; grant b 2; use 3", "a 9, b 0, owed 1"),
-]
+]  # fmt: skip
 
 TIME = [
     ("a future grant waits", "grant a 10 in 1h; use 4", "a 0, owed 4"),
@@ -35,11 +32,8 @@ TIME = [
     ("also noticed by a tick", "grant a 10 in 1h; use 4; tick 2h", "a 6"),
     ("a new grant pays what is owed", "use 4; grant a 10", "a 6"),
     ("as far as it goes", "use 14; grant a 10", "a 0, owed 4"),
-    (
-        "those that begin together pay in burn order",
-        "use 12; grant b 10 in 1h; grant a 10 p0 in 1h; wait 1h",
-        "a 0, b 8",
-    ),
+    ("those that begin together pay in burn order", "use 12; grant b 10 in 1h; grant a 10 p0 in 1h; wait 1h",
+     "a 0, b 8"),
     ("not one after the other", "use 12; grant b 10 p0 in 1h; grant a 10 in 2h; wait 3h", "b 0, a 8"),
     ("an ended grant is gone", "grant a 10 for 1h; wait 1h", ""),
     ("it pays until then", "grant a 10 for 1h; wait 3599999ms; use 4", "a 6"),
@@ -49,7 +43,7 @@ TIME = [
     ("skipped instants happen in their order", "use 5; grant a 9 in 1h for 2h; grant b 9 in 3h; wait 9h", "b 9"),
     ("nothing happens twice", "grant a 10 in 1h; use 4; tick 1h; tick 1s; restart; tick 1h", "a 6"),
     ("an event's own time moves no credit", "grant a 10 for 1h; wait 2h; use 4 ago 90m", "owed 4"),
-]
+]  # fmt: skip
 
 OVERAGE = [
     ("usage has happened: it is owed", "grant a 10; use 14", "a 0, owed 4"),
@@ -68,27 +62,18 @@ def test_credits(law: str, story: str, purse: str) -> None:
 
 
 RESERVING = [
-    (
-        "none: only what grants cover",
-        "grant a 10; reserve h 10; release h; reserve i 11",
-        "yes yes yes credits_exhausted",
-    ),
+    ("none: only what grants cover", "grant a 10; reserve h 10; release h; reserve i 11",
+     "yes yes yes credits_exhausted"),
     ("cap: that much more", "grant a 10; reserve h 21 capped; reserve i 20 capped", "yes credits_exhausted yes"),
-    (
-        "what may be owed is held",
-        "reserve h 0 capped; grant a 1; reserve i 11 capped; reserve j 1 capped",
-        "customer_unknown yes yes credits_exhausted",
-    ),
+    ("what may be owed is held", "reserve h 0 capped; grant a 1; reserve i 11 capped; reserve j 1 capped",
+     "customer_unknown yes yes credits_exhausted"),
     ("and comes free", "grant a 1; reserve i 11 capped; release i; reserve j 11 capped", "yes yes yes yes"),
     ("unlimited: all", "grant a 1; reserve h 1000000 owing", "yes yes"),
-    (
-        "debts fill the cap",
-        "grant a 1; use 8 capped; reserve h 3 capped; reserve i 4 capped",
-        "yes yes credits_exhausted",
-    ),
+    ("debts fill the cap", "grant a 1; use 8 capped; reserve h 3 capped; reserve i 4 capped",
+     "yes yes credits_exhausted"),
     ("another feature's debts fill it, too", "grant a 1; use 12 owing; reserve i 1 capped", "yes credits_exhausted"),
     ("a free call needs no credits", "grant a 1; use 9; reserve h 0", "yes yes"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("law", "story", "said"), RESERVING)

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from owner_world import CATALOG, Crash, Life, MemoryTable, Task, World, run
+from owner_world import CATALOG, START_MS, Crash, Life, MemoryTable, Task, World, run
+from tallygate.pipeline.replay import forgotten_range
 from tallygate.schemas import topics
 from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, PARTITION_KEY, entry_key, row_key
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.records import Record
 from tallygate.schemas.requests import Balance, Check, GiveGrant, Release, Reserve, Settle
-from tallygate.topologies.follower import term_of
+from tallygate.topologies.follower import Follower, term_of
 from tallygate.topologies.inbox import StepLimits
 from tallygate.topologies.owner import OwnerLimits
 from tallygate.topologies.ports import AppendUnknown, CrashPoint, Fenced
@@ -57,6 +59,7 @@ def test_nothing_is_seen_before_the_batch_is_read_back() -> None:
     life.done = done
     life.offer(world.ask(GRANT)).step()
     assert passed == [
+        ("recovering", False, 0, False),
         ("opened", False, 0, False),
         ("appended", False, 0, False),
         ("read_back", False, 0, False),
@@ -87,12 +90,39 @@ def test_the_lane_goes_on_behind_the_last_applied_offset() -> None:
 def test_a_tick_enters_the_journal_every_second_and_never_goes_back() -> None:
     world = World()
     life = Life(world, "a").opened()
-    ticks = []
-    for moved_ms in (0, 300, 800, 1000, -5000, 7000):
+    taken: list[int] = []
+    decide = life.decide
+
+    def watched(state: Any, inputs: Sequence[Any], *rest: Any) -> Any:
+        taken.extend(each.at - START_MS for each in inputs)
+        return decide(state, inputs, *rest)
+
+    life.decide = watched  # type: ignore[method-assign]
+    for moved_ms in (0, 300, 800, 1000, 300):
         world.now_ms += moved_ms
         life.step()
-        ticks.append(life.owner._state.row.stream_at - 20_000 * topics.DAY_MS)
-    assert ticks == [0, 0, 1100, 2100, 2100, 4100]
+    assert taken == [0, 1100, 2100]
+    life.wall_ms = lambda: START_MS - 5000  # type: ignore[method-assign]  # a clock that was put back
+    world.now_ms += 1000
+    life.step()
+    assert taken[3:] == [2100]
+
+
+def test_ids_past_remembering_are_dropped_once_a_day() -> None:
+    world = World()
+    life = Life(world, "a").opened().offer(world.ask(GRANT)).work()
+    seen = seen_range()
+    assert len(life.table.scan(*seen)) == 1
+    world.now_ms += topics.DAY_MS
+    life.step()
+    assert len(life.table.scan(*seen)) == 1
+    world.now_ms += topics.DAY_MS
+    life.step()
+    assert life.table.scan(*seen) == []
+
+
+def seen_range() -> tuple[bytes, bytes]:
+    return forgotten_range(START_MS * 2)
 
 
 def test_holds_end_by_ticks_alone() -> None:
@@ -375,13 +405,12 @@ def test_a_table_that_cannot_be_resumed_is_built_anew(
 
 
 def test_a_clock_ahead_does_not_make_a_table_look_younger() -> None:
-    world = World()
-    life = Life(world, "a").opened()
-    world.now_ms += 30 * topics.DAY_MS
-    Life(world, "ahead").opened()
-    world.now_ms -= 30 * topics.DAY_MS
-    reader = Life(world, "b", life.table).opened()
-    assert reader.table.position.at <= world.now_ms
+    table = MemoryTable()
+    follower = Follower(table, lambda: START_MS)
+    headers = ((topics.HEADER_TERM, b"1"), (topics.HEADER_SEQ, b"1"))
+    follower.take(Record(topics.JOURNAL, 0, 0, START_MS + 30 * topics.DAY_MS, b"k\0usage\0", b"{}", headers))
+    follower.flush()
+    assert table.position.at == START_MS
 
 
 @pytest.mark.parametrize("point", ["recovering", "opened", "dead_lettered", "appended", "read_back", "table_written"])

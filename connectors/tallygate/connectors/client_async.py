@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from types import TracebackType
@@ -236,17 +236,32 @@ class Tallygate:
         return answer
 
 
-class Reservation:
-    """A reserve that is yet to be asked: `await` gives its answer, `async with` its hold."""
+class Reservation(Coroutine[Any, Any, Answer]):
+    """A reserve that is yet to be asked: `await` gives its answer, `async with` its hold; a task can be made of it."""
 
     def __init__(self, client: Tallygate, request: Reserve, timeout: float | None) -> None:
         self._client = client
         self._request = request
         self._timeout = timeout
         self._hold: Hold | None = None
+        self._asking: Coroutine[Any, Any, Answer] | None = None
 
     def __await__(self) -> Generator[Any, None, Answer]:
         return self._client._ask(self._request, self._timeout).__await__()
+
+    def send(self, value: Any, /) -> Any:
+        if self._asking is None:
+            self._asking = self._client._ask(self._request, self._timeout)
+        return self._asking.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if self._asking is None:
+            self._asking = self._client._ask(self._request, self._timeout)
+        return self._asking.throw(*error)
+
+    def close(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
 
     async def _ask(self) -> "Hold":
         return Hold(self._client, await self, self._timeout)

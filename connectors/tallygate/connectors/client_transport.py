@@ -52,14 +52,13 @@ _QUICK: Final = {
     "socket.keepalive.enable": "true",
     "log_level": "2",  # what matters comes through callbacks, once and in our words
 }
-_PRODUCER: Final[dict[str, Any]] = {
+_PRODUCER: Final = {
     "acks": "all",
     "linger.ms": "0",
     # Under load, requests gather while two batches are under way: measured 4 times the calls a second and half the CPU
     # of librdkafka's own limit (a million), and the same latency when idle.
     "max.in.flight": "2",
     "partitioner": "murmur2_random",
-    "delivery.report.only.error": True,
     # A request that waited this long for a broker has been given up, or is put into the queue again.
     "message.timeout.ms": str(int(RESEND_SECONDS * 1000)),
     "queue.buffering.max.kbytes": str(64 * 1024),
@@ -78,18 +77,34 @@ _CONSUMER: Final = {
 
 
 class _Call:
-    """One request in flight."""
+    """One request in flight. `queued` means that a copy of it is on its way to the broker and not confirmed yet."""
 
-    __slots__ = ("future", "op", "request", "resend_seconds", "sent", "started", "timeout", "timer", "value")
+    __slots__ = (
+        "correlation",
+        "future",
+        "op",
+        "queued",
+        "request",
+        "resend_seconds",
+        "sent",
+        "started",
+        "timeout",
+        "timer",
+        "value",
+    )
 
-    def __init__(self, request: Request, value: bytes, future: "asyncio.Future[Answer]", timeout: float) -> None:
+    def __init__(
+        self, request: Request, value: bytes, timeout: float, correlation: bytes, future: "asyncio.Future[Answer]"
+    ) -> None:
         self.request = request
         self.op = OPS[type(request)]
         self.value = value
-        self.future = future
         self.timeout = timeout
+        self.correlation = correlation
+        self.future = future
         self.started = time.monotonic()
         self.sent = 0
+        self.queued = False
         self.resend_seconds = RESEND_SECONDS
         self.timer: asyncio.TimerHandle | None = None
 
@@ -174,7 +189,7 @@ class Transport:
                 _, place.offset = consumer.get_watermark_offsets(place, timeout=_LOOK_SECONDS, cached=False)
                 return place
             except KafkaException as error:
-                consumer.poll(0)  # calls back with what went wrong
+                consumer.poll(0.05)  # calls back with what went wrong
                 if time.monotonic() >= until:
                     raise NotConnected(
                         f"no Kafka broker answers at {self._brokers} within {timeout:g} s "
@@ -196,18 +211,17 @@ class Transport:
     async def ask(self, request: Request, value: bytes, timeout: float) -> Answer:
         """The answer to a request, encoded in `value`. Raises NoAnswer after `timeout` seconds, or ClientClosed."""
         self._check_running()
-        call = _Call(request, value, self._loop.create_future(), timeout)
-        await self._take_slot(call)
         self._count += 1
-        correlation = self._instance + b"%d" % self._count
-        self._calls[correlation] = call
+        call = _Call(request, value, timeout, self._instance + b"%d" % self._count, self._loop.create_future())
+        await self._take_slot(call)
+        self._calls[call.correlation] = call
         try:
             self._check_running()
             call.resend_seconds = max(RESEND_SECONDS, _RESEND_FACTOR * self._usual_seconds)
-            self._send(correlation, call)
+            self._send(call)
             return await call.future
         finally:
-            self._calls.pop(correlation, None)
+            self._calls.pop(call.correlation, None)
             if call.timer is not None:
                 call.timer.cancel()
             self._slots.release()
@@ -222,39 +236,44 @@ class Transport:
         except TimeoutError:
             raise self._no_answer(call) from None
 
-    def _send(self, correlation: bytes, call: _Call) -> None:
-        """Sends a request; comes back to send it again, until its time is over."""
+    def _send(self, call: _Call) -> None:
+        """Sends a request, unless a copy is still on its way; comes back to send it again, until its time is over."""
         if call.future.done():
             return
         left = call.seconds_left()
         if left <= 0:
             call.future.set_exception(self._no_answer(call))
             return
+        if not call.queued:
+            self._produce(call)
+        call.timer = self._loop.call_later(min(left, call.resend_seconds), self._send, call)
+        call.resend_seconds *= 2
+
+    def _produce(self, call: _Call) -> None:
+        call.queued = True  # before the reading thread can say that it is delivered
         try:
             self._producer.produce(
                 REQUESTS,
                 call.value,
                 call.request.customer.encode(),
-                headers=[*self._back, (HEADER_CORRELATION, correlation)],
-                on_delivery=partial(self._undelivered, correlation),
+                headers=[*self._back, (HEADER_CORRELATION, call.correlation)],
+                on_delivery=partial(self._delivered, call),
             )
             call.sent += 1
         except BufferError:
+            call.queued = False
             self._note("the queue to the broker is full")
-        call.timer = self._loop.call_later(min(left, call.resend_seconds), self._send, correlation, call)
-        call.resend_seconds *= 2
 
-    def _send_now(self, correlation: bytes) -> None:
-        call = self._calls.get(correlation)
-        if call is not None and call.timer is not None:
+    def _send_now(self, call: _Call) -> None:
+        if call.timer is not None:
             call.timer.cancel()
-            call.resend_seconds = RESEND_SECONDS
-            self._send(correlation, call)
+        call.resend_seconds = RESEND_SECONDS
+        self._send(call)
 
     def _no_answer(self, call: _Call) -> NoAnswer:
         request = call.request
         if not call.sent:
-            how = f"not sent: {self._in_flight_max} other calls were in flight"
+            how = "not sent"
             state = "it was not recorded"
         else:
             how = "sent once" if call.sent == 1 else f"sent {call.sent} times"
@@ -263,8 +282,8 @@ class Transport:
             state = "it changes nothing, so asking again is safe"
         if self._trouble and self._trouble_at >= call.started:
             state += f"; last trouble: {self._trouble}"
-        elif call.sent:
-            state += "; is a worker running?"
+        else:
+            state += "; is a worker running?" if call.sent else f"; {self._in_flight_max} other calls were in flight"
         return NoAnswer(
             f"no answer to {call.op} {request.id!r} of customer {request.customer!r} within {call.timeout:g} s "
             f"({how}): {state}",
@@ -308,7 +327,7 @@ class Transport:
         try:
             while not self._stop.is_set():
                 first = self._consumer.poll(_POLL_SECONDS)
-                self._producer.poll(0)  # calls back for what could not be delivered
+                self._producer.poll(0)  # calls back for what was delivered, or was not
                 if first is None:
                     continue
                 found: list[_Found] = []
@@ -328,14 +347,17 @@ class Transport:
             return
         for name, correlation in message.headers() or ():
             if name == HEADER_CORRELATION:
-                if correlation.startswith(self._instance):
+                if correlation and correlation.startswith(self._instance):
                     found.append((correlation, _decode(message.value())))
                 return
 
-    def _undelivered(self, correlation: bytes, error: KafkaError, message: Message) -> None:
+    def _delivered(self, call: _Call, error: KafkaError | None, message: Message) -> None:
+        call.queued = False
+        if error is None:
+            return
         self._note(f"sending to {message.topic()}: {error.str()}")
-        if error.code() == KafkaError._MSG_TIMED_OUT:  # the broker is away: keep one copy waiting for it
-            self._loop.call_soon_threadsafe(self._send_now, correlation)
+        if error.code() == KafkaError._MSG_TIMED_OUT:  # the broker is away: let another copy wait for it
+            self._loop.call_soon_threadsafe(self._send_now, call)
 
     def _remember(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error of the broker itself
@@ -343,8 +365,9 @@ class Transport:
 
     def _note(self, trouble: str) -> None:
         """Keeps what went wrong last, for whoever gets no answer meanwhile."""
+        if trouble != self._trouble:
+            _log.info("%s", trouble)
         self._trouble, self._trouble_at = trouble, time.monotonic()
-        _log.info("%s", trouble)
 
 
 def _line(error: Exception) -> str:

@@ -131,7 +131,7 @@ def replay(
             if first is None:
                 if time.monotonic() > due:
                     raise LaneTrouble(
-                        f"{topic} partition {number}: no record below offset {end} came for {patience_seconds:.0f} s; "
+                        f"{topic} partition {number}: no record below offset {end} came for {patience_seconds:g} s; "
                         f"is {brokers} there?"
                     )
                 continue
@@ -177,5 +177,9 @@ def trouble_of(error: KafkaError, message: Any, offset: int | None) -> LaneTroub
             "and reading on from another one would lose or repeat records"
         )
     if error.code() in _ABSENT:
-        return LaneTrouble(f"{where}: no such topic or partition on the broker; create it with `tallygate topics`")
+        return absence_of(message.topic(), message.partition())
     return LaneTrouble(f"{where}: {error.str()}")
+
+
+def absence_of(topic: str, number: int) -> LaneTrouble:
+    return LaneTrouble(f"{topic} partition {number}: the broker has no such partition; `tallygate topics` creates it")

@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tallygate.connectors.consuming import (
     PASSING,
     LaneTrouble,
     Partition,
+    absence_of,
     broker_watch,
     consumer_config,
     record_of,
@@ -47,6 +49,8 @@ POLL_SECONDS: Final = 0.05
 STALL_SECONDS: Final = 0.25
 QUERY_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 0.2
+#: How long a partition may be unknown to the broker, as a topic is that was created just now.
+ABSENT_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 30.0
 
 
@@ -124,6 +128,7 @@ class Lane:
         self._generations = itertools.count(1)
         self._current: dict[Partition, _Run] = {}  # the event loop's view; what is not here is not delivered
         self._runs: dict[Partition, _Run] = {}  # the thread's view
+        self._unseen: dict[Partition, float] = {}  # nothing came yet, and by when the broker must know the partition
         self._commands: deque[Callable[[], None]] = deque()
         self._room = threading.Event()  # set when something is done, or there is a command
         self._closing = False
@@ -256,8 +261,8 @@ class Lane:
     def _take(self) -> None:
         first = self._consumer.poll(POLL_SECONDS)
         if first is None:
-            if self._away:
-                self._probe()
+            if self._away or self._unseen:
+                self._look_around()
             return
         rest = self._consumer.consume(self._limits.records_per_chunk_max - 1, 0)
         chunks = self._cut([first, *rest])
@@ -343,6 +348,7 @@ class Lane:
 
     def _assign(self, runs: dict[Partition, _Run]) -> None:
         self._runs.update(runs)
+        self._unseen.update(dict.fromkeys(runs, time.monotonic() + ABSENT_SECONDS))
         self._consumer.incremental_assign(
             [TopicPartition(topic, number, run.next_offset) for (topic, number), run in runs.items()]
         )
@@ -350,6 +356,7 @@ class Lane:
     def _unassign(self, partitions: list[Partition]) -> None:
         for partition in partitions:
             del self._runs[partition]
+            self._unseen.pop(partition, None)
         self._consumer.incremental_unassign([TopicPartition(*partition) for partition in partitions])
 
     def _on_client_error(self, error: KafkaError) -> None:
@@ -368,13 +375,19 @@ class Lane:
         run = self._runs.get((message.topic(), message.partition()))
         raise trouble_of(error, message, run.next_offset if run else None)
 
-    def _probe(self) -> None:
-        """An idle topic brings no records: ask whether the broker is there again."""
+    def _look_around(self) -> None:
+        """While nothing comes: is the broker back, and do the partitions exist? librdkafka does not tell."""
+        topic = next((topic for topic, _ in (*self._unseen, *self._runs)), None)
         try:
-            self._consumer.list_topics(next(iter(self._runs), ("__none", 0))[0], timeout=PROBE_SECONDS)
+            found = self._consumer.list_topics(topic, timeout=PROBE_SECONDS).topics
         except KafkaException:
             return
         self._note_back()
+        for partition, due in list(self._unseen.items()):
+            if partition[0] == topic and partition[1] in found[topic].partitions:
+                del self._unseen[partition]
+            elif partition[0] == topic and time.monotonic() > due:
+                raise absence_of(*partition)
 
     def _note_back(self) -> None:
         if self._away:

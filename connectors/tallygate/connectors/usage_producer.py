@@ -63,16 +63,18 @@ def read_events(stream: BinaryIO, name: str) -> Iterator[bytes]:
 
     Raises BadEvents that names the line, or the array's element, by number from 1.
     """
+    begun = False
     for number in itertools.count(1):
-        raw = stream.readline(_LINE_BYTES_MAX)
-        if not raw:
+        line = stream.readline(_LINE_BYTES_MAX)
+        if not line:
             return
-        line = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
-        if line.startswith(b"["):
-            yield from _read_array(line + b" " + stream.read(), f"{name}, line {number}", name)
+        line = (line.removeprefix(_BOM) if number == 1 else line).lstrip()
+        if not begun and line.startswith(b"["):
+            yield from _read_array(line + stream.read(), f"{name}, line {number}", name)
             return
         if line:
-            yield _checked(line, f"{name}, line {number}")
+            begun = True
+            yield _checked(line.rstrip(), f"{name}, line {number}")
 
 
 def _read_array(text: bytes, where: str, name: str) -> Iterator[bytes]:

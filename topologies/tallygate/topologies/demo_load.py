@@ -1,4 +1,4 @@
-"""The demo's load: conversation calls by the client, code calls as usage events, a runaway agent, paced reservations."""
+"""The demo's load: conversation calls, code calls as usage events, a runaway agent, paced reservations."""
 
 import asyncio
 import time

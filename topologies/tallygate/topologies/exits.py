@@ -1,6 +1,7 @@
 """What the command line ends with: exit codes, and one line for every known trouble. No traceback reaches a person."""
 
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
@@ -14,7 +15,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-MEANINGS = {
+MEANINGS: Final = {
     Exit.DONE: "done, or yes: allowed",
     Exit.NO: "no: denied, or differences were found",
     Exit.WRONG: "the command or its input is wrong; nothing was done",
@@ -32,54 +33,34 @@ class Trouble(Exception):
         self.code = code
 
 
-def explain(error: Exception) -> tuple[Exit, str] | None:
-    """Code and message of an exception that is no fault of ours; None for one that is.
+#: By full name, so that no command imports what it does not use; a test imports them all.
+CODES: Final = {
+    "tallygate.connectors.client_errors.RefusedRequest": Exit.WRONG,
+    "tallygate.connectors.clickhouse_questions.QuestionError": Exit.WRONG,
+    "tallygate.connectors.usage_producer.BadEvents": Exit.WRONG,
+    "tallygate.pipeline.scenario.ScenarioError": Exit.WRONG,
+    "tallygate.schemas.catalog_file.CatalogError": Exit.WRONG,
+    "tallygate.topologies.settings.SettingsError": Exit.WRONG,
+    "tallygate.connectors.client_errors.Denied": Exit.NO,
+    "tallygate.connectors.client_errors.TallygateError": Exit.AWAY,
+    "tallygate.connectors.clickhouse.StoreError": Exit.AWAY,
+    "tallygate.connectors.kafka_admin.KafkaRefused": Exit.AWAY,
+    "tallygate.connectors.kafka_admin.KafkaUnreachable": Exit.AWAY,
+    "tallygate.connectors.kafka_fetch.LocalKafkaError": Exit.AWAY,
+    "tallygate.connectors.usage_producer.PublishFailed": Exit.AWAY,
+    "tallygate.topologies.local_stack.StackError": Exit.AWAY,
+    "tallygate.topologies.running.AlreadyRunning": Exit.AWAY,
+}
 
-    It imports what it compares with, so that a command that goes well does not pay for it.
-    """
+
+def explain(error: Exception) -> tuple[Exit, str] | None:
+    """Code and message of an exception that is no fault of ours; None for one that is."""
     if isinstance(error, Trouble):
         return error.code, str(error)
-    for code, kinds in ((Exit.WRONG, _wrong()), (Exit.NO, _no()), (Exit.AWAY, _away())):
-        if isinstance(error, kinds):
+    for kind in type(error).__mro__:
+        code = CODES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if code is not None:
             return code, str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return Exit.WRONG, f"{error.filename}: {error.strerror}"
     return None
-
-
-def _wrong() -> tuple[type[Exception], ...]:
-    from tallygate.connectors.clickhouse_questions import QuestionError
-    from tallygate.connectors.client_errors import RefusedRequest
-    from tallygate.connectors.usage_producer import BadEvents
-    from tallygate.pipeline.scenario import ScenarioError
-    from tallygate.schemas.catalog_file import CatalogError
-    from tallygate.topologies.settings import SettingsError
-
-    return (RefusedRequest, SettingsError, CatalogError, ScenarioError, BadEvents, QuestionError)
-
-
-def _no() -> tuple[type[Exception], ...]:
-    from tallygate.connectors.client_errors import Denied
-
-    return (Denied,)
-
-
-def _away() -> tuple[type[Exception], ...]:
-    from tallygate.connectors.clickhouse import StoreError
-    from tallygate.connectors.client_errors import TallygateError
-    from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
-    from tallygate.connectors.kafka_fetch import LocalKafkaError
-    from tallygate.connectors.usage_producer import PublishFailed
-    from tallygate.topologies.local_stack import StackError
-    from tallygate.topologies.running import AlreadyRunning
-
-    return (
-        StoreError,
-        TallygateError,
-        KafkaRefused,
-        KafkaUnreachable,
-        LocalKafkaError,
-        PublishFailed,
-        StackError,
-        AlreadyRunning,
-    )

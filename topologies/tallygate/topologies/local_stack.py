@@ -22,6 +22,7 @@ from tallygate.connectors.client import NoAnswer, TallygateSync
 from tallygate.connectors.kafka_admin import TopicReport, declare_topics
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas.catalog import EMPTY, Catalog
+from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.topics import topic_specs
 from tallygate.topologies.catalog_topic import newest_catalog, publish
 from tallygate.topologies.catalog_yaml import read_files
@@ -193,14 +194,20 @@ class LocalStack:
                 raise StackError(f"the {role} does not answer after {READY_SECONDS:g} s; its log is {log}")
             time.sleep(_PAUSE_SECONDS)
 
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
     def _start(self) -> None:
+        catalog = None if self._catalog is None else read_files(self._catalog)  # a broken one stops it all at once
         if self._kafka is not None:
             self._kafka.start()
             self.settings = self.settings.model_copy(update={"kafka_brokers": self._kafka.bootstrap})
         self._say("declaring topics")
         specs = topic_specs(self.settings.partitions, self._services)
         self.topics = declare_topics(self.settings.librdkafka, specs)
-        self.catalog = self._apply_catalog()
         folder = self.settings.data_dir / "members"
         folder.mkdir(parents=True, exist_ok=True)
         self._say("starting a worker and a sink")
@@ -211,18 +218,15 @@ class LocalStack:
         ]
         for member in self._members:
             member.start()
+        self.catalog = self._apply(catalog)  # while the members start: they follow the topic
 
-    def _apply_catalog(self) -> Catalog:
-        if self._catalog is not None:
-            return publish(self.settings, read_files(self._catalog)).catalog
-        newest = newest_catalog(self.settings)
-        return newest if newest.version else publish(self.settings, read_files(self._example)).catalog
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
+    def _apply(self, catalog: CatalogFile | None) -> Catalog:
+        if catalog is None:
+            newest = newest_catalog(self.settings)
+            if newest.version:
+                return newest
+            catalog = read_files(self._example)
+        return publish(self.settings, catalog).catalog
 
 
 def sink_metrics_address(settings: Settings) -> str:

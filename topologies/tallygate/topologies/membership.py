@@ -6,8 +6,8 @@ The range assignor gives one member the same partition numbers of topics of equa
 
 Its rebalance callbacks wait for the event loop. That is the point of the thread: until a revoke callback returns, the
 group gives the partitions to nobody else, and librdkafka goes on sending heartbeats meanwhile. If the event loop does
-not answer in time, or the group has given the partitions away, this process must not go on: it ends at once, without
-clean-up, as if killed, which the journal is built to survive.
+not answer in time, or the session expired and the listener cannot put its partitions away, this process must not go
+on: it ends at once, without clean-up, as if killed, which the journal is built to survive.
 """
 
 import asyncio
@@ -41,7 +41,9 @@ class Listener(Protocol):
         """Done with these; returns the offsets to commit."""
         ...
 
-    async def on_lost(self, partitions: Sequence[Partition]) -> None: ...
+    async def on_lost(self, partitions: Sequence[Partition]) -> bool:
+        """Others may own these by now. Whether to join again; otherwise the process ends."""
+        ...
 
     def on_trouble(self, trouble: LaneTrouble) -> None: ...
 
@@ -158,8 +160,9 @@ class Membership:
         consumer.unassign()
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._in_loop(self._listener.on_lost(_plain(partitions)), "letting go of partitions")
-        end_process("the session ended: the group has given this process's partitions away")
+        if not self._in_loop(self._listener.on_lost(_plain(partitions)), "letting go of partitions"):
+            end_process("the session expired: the group may have given this process's partitions away")
+        consumer.unassign()
 
     def _in_loop(self, work: Coroutine[Any, Any, Any], what: str) -> Any:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -121,6 +121,7 @@ class PartitionOwner:
         self._follower = Follower(table, ports.clock.wall_ms)
         await ports.journal.replay(begin, end, self._recover)
         self._follower.flush()
+        ports.at("recovering")
         ports.journal.follow(end)
         self.term = await self._take_over()
         self._state = self._core.load(table, self.partition)

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(default_factory=_data_dir, description="local tables and the embedded ClickHouse")
     group: str = Field(default=GROUP, min_length=1, description="the consumer group that all workers share")
+    instance_id: str = Field(
+        default="", description="a worker's lasting name: restarted within a session, it finds its partitions waiting"
+    )
     partitions: int = Field(
         default=PARTITIONS_DEFAULT, ge=1, le=4096, description="of the input topics and the journal, when declared"
     )

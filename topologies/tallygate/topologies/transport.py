@@ -23,7 +23,7 @@ lane (which stops taking when too much is unfinished) and moves the group's comm
 A rebalance revokes everything and assigns anew (the range assignor is eager), so every partition is closed and opened.
 What ends the process: an agent or `opening` that raises and trouble on a lane, through Faust (`app.crash_reason` says
 what, the worker's shutdown raises it); `closing` that raises or takes longer than `closing_seconds`, and a lost
-session, at once with exit code 70.
+session unless `lost` says otherwise, at once with exit code 70.
 
 Faust's Consumer, Fetcher and Conductor are used as they are but for what is overridden here. There are no Faust
 tables, no changelogs, no replies, no leader, and Faust's producer sends nothing.
@@ -73,8 +73,11 @@ class PartitionHooks(Protocol):
         """
         ...
 
-    async def lost(self, partitions: Collection[int]) -> None:
-        """The group has given them away already. The process ends when this returns."""
+    async def lost(self, partitions: Collection[int]) -> bool | None:
+        """The session has expired, as it does when the broker is away for longer: others may own them by now.
+
+        True: all that belongs to them is put away, so the process stays and joins again. Otherwise it ends.
+        """
         ...
 
 
@@ -190,19 +193,25 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
         openings, self._openings = self._openings, {}
         await self._stop_delivery()
         await asyncio.gather(*(self.transport.hooks.closing(number) for number in openings))
+        self._settle()
+        offsets = {(tp.topic, tp.partition): offset for tp, offset in self._committable.items()}
+        await self._forget(openings)
+        return offsets
+
+    async def on_lost(self, partitions: Sequence[Partition]) -> bool:
+        openings, self._openings = self._openings, {}
+        await self._stop_delivery()
+        stays = await self.transport.hooks.lost(_numbers(partitions))
+        await self._forget(openings)
+        return bool(stays)
+
+    async def _forget(self, openings: Mapping[int, asyncio.Task[None]]) -> None:
         for opening in openings.values():
             opening.cancel()
         await asyncio.gather(*openings.values(), return_exceptions=True)
-        self._settle()
-        offsets = {(tp.topic, tp.partition): offset for tp, offset in self._committable.items()}
         self._committable.clear()
         self._unsettled.clear()
         self._assigned = set()
-        return offsets
-
-    async def on_lost(self, partitions: Sequence[Partition]) -> None:
-        await self._stop_delivery()
-        await self.transport.hooks.lost(_numbers(partitions))
 
     async def _stop_delivery(self) -> None:
         for lane in self._lanes.values():

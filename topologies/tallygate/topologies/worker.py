@@ -11,8 +11,9 @@ How it ends, by exit code:
     70  as 3, found by the group's thread: the session ended, or letting go took too long
 
 A broker that is away is waited for, at the start and later: an append under way goes on when the broker comes back
-within `append_timeout_ms`. After that nobody can tell whether it will still land, so the process ends (3), and its
-successor waits for the broker.
+within `append_timeout_ms`, and the place in the group is kept for `session_timeout_ms`. After that nobody can tell
+whether the append will still land, or who owns the partitions, so the process ends (3); its successor waits, with one
+line, until the broker is back.
 """
 
 import asyncio
@@ -142,6 +143,7 @@ class Worker:
                 brokers=settings.kafka_brokers,
                 data_dir=self._folder.parent / "faust",
                 session_timeout_ms=settings.session_timeout_ms,
+                instance_id=settings.instance_id or None,
             ),
         )
         transport = transport_of(app)

@@ -1,0 +1,158 @@
+"""The store and the views, against a real embedded engine."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallygate.connectors.clickhouse import Position, Store, StoreAway, StoreError, place_of
+from tallygate.connectors.clickhouse_questions import answer
+from tallygate.connectors.clickhouse_tables import BALANCES, POSTINGS, SCHEMA, USAGE, VERSIONS, Table
+from tallygate.schemas.amounts import AMOUNT_NANOS_MAX
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def dsn(tmp_path: Path) -> str:
+    return f"chdb://{tmp_path}/clickhouse"
+
+
+@pytest.fixture
+def store(dsn: str) -> Iterator[Store]:
+    store = Store(dsn)
+    store.prepare()
+    yield store
+    store.close()
+
+
+def insert(store: Store, table: Table, *rows: dict[str, Any]) -> None:
+    """Rows with what is not given empty."""
+    empty = {"String": "", "LowCardinality(String)": "", "Map(String, String)": {}, "Bool": False}
+    full = [{name: row.get(name, empty.get(type, 0)) for name, type in table.columns.items()} for row in rows]
+    store.insert(table, [[row[name] for row in full] for name in table.columns])
+
+
+def ask(store: Store, sql: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in answer(store.dsn, sql, "jsonl").splitlines()]
+
+
+def test_preparing_twice_changes_nothing(store: Store) -> None:
+    insert(store, POSTINGS, {"customer": "acme", "amount": 5})
+    store.prepare()
+    assert ask(store, "SELECT count() AS n FROM postings") == [{"n": 1}]
+    assert ask(store, f"SELECT max(version) AS v FROM {SCHEMA.name}") == [{"v": len(VERSIONS)}]
+
+
+def test_tables_of_a_newer_version_are_left_alone(store: Store) -> None:
+    insert(store, SCHEMA, {"version": len(VERSIONS) + 1})
+    with pytest.raises(StoreError, match="newer Tallygate"):
+        store.prepare()
+
+
+def test_every_view_answers_when_empty(store: Store) -> None:
+    for view in ("postings", "decisions", "usage_hourly", "balances"):
+        assert ask(store, f"SELECT count() AS n FROM {view}") == [{"n": 0}]
+
+
+@pytest.mark.parametrize(
+    ("nanos", "shown"),
+    [
+        (1, "0.000000001"),
+        (-1, "-0.000000001"),
+        (0, "0"),
+        (AMOUNT_NANOS_MAX, "1000000000000000"),
+        (-AMOUNT_NANOS_MAX, "-1000000000000000"),
+        (10**14 * AMOUNT_NANOS_MAX - 1, "99999999999999999999999999999.999999999"),
+        (2**63, "9223372036.854775808"),
+    ],
+)
+def test_amounts_are_exact(store: Store, nanos: int, shown: str) -> None:
+    insert(store, POSTINGS, {"customer": "acme", "amount": nanos})
+    assert ask(store, "SELECT amount FROM postings") == [{"amount": shown}]
+
+
+def test_sums_are_exact(store: Store) -> None:
+    insert(store, POSTINGS, *({"customer": "acme", "leg": leg, "amount": 100_000_000} for leg in range(3)))
+    assert ask(store, "SELECT sum(amount) AS s FROM postings") == [{"s": "0.3"}]
+
+
+def test_the_same_rows_again_count_once_merged_or_not(store: Store) -> None:
+    rows = [
+        {"customer": "acme", "offset": 7, "leg": leg, "amount": 10, "at": leg * 40 * DAY_S * 1000} for leg in (0, 1)
+    ]
+    sums = "SELECT count() AS n, sum(amount) AS s FROM postings"
+    for _ in range(3):
+        insert(store, POSTINGS, *rows)
+        assert ask(store, sums) == [{"n": 2, "s": "0.00000002"}]
+    store._run(f"OPTIMIZE TABLE {POSTINGS.name} FINAL")
+    insert(store, POSTINGS, *rows)
+    assert ask(store, sums) == [{"n": 2, "s": "0.00000002"}]
+
+
+def test_a_state_is_the_newest_in_whatever_order_it_comes(store: Store) -> None:
+    for version, quantity in ((5, 50), (9, 90), (7, 70)):
+        insert(store, USAGE, {"customer": "acme", "meter": "calls", "version": version, "quantity": quantity * 10**9})
+    insert(store, USAGE, {"customer": "acme", "meter": "calls", "scope": "team=a", "dimensions": {"team": "a"}})
+    found = ask(store, "SELECT dimensions, quantity FROM usage_hourly ORDER BY quantity")
+    assert found == [{"dimensions": {"team": "a"}, "quantity": "0"}, {"dimensions": {}, "quantity": "90"}]
+
+
+def test_a_removed_grant_is_not_shown_and_an_older_row_does_not_bring_it_back(store: Store) -> None:
+    grant = {"customer": "acme", "kind": "grant", "id": "g", "pool": "credits", "balance": 5 * 10**9}
+    insert(store, BALANCES, grant | {"version": 3}, {"customer": "acme", "kind": "pool", "id": "credits", "version": 3})
+    assert [row["grant"] for row in ask(store, "SELECT grant FROM balances ORDER BY grant")] == ["", "g"]
+    insert(store, BALANCES, {"customer": "acme", "kind": "grant", "id": "g", "version": 4, "removed": 1})
+    insert(store, BALANCES, grant | {"version": 3})
+    assert ask(store, "SELECT grant, balance FROM balances") == [{"grant": "", "balance": "0"}]
+
+
+@pytest.mark.parametrize(
+    "hour_s", [-63_000_000_000, -5_000_000_000 * 3 // 3600 * 3600, -3600, 0, 1_700_000_000 // 3600 * 3600]
+)
+def test_hours_of_any_year_stay_apart(store: Store, hour_s: int) -> None:
+    insert(
+        store,
+        USAGE,
+        {"customer": "acme", "meter": "calls", "hour": hour_s, "quantity": 10**9},
+        {"customer": "acme", "meter": "calls", "hour": hour_s + 3600, "quantity": 2 * 10**9},
+    )
+    assert ask(store, "SELECT sum(quantity) AS q, uniqExact(hour) AS n FROM usage_hourly") == [{"q": "3", "n": 2}]
+
+
+def test_positions_are_the_furthest(store: Store) -> None:
+    assert store.positions("j") == {}
+    store.save("j", {0: Position(10, 1, 5), 3: Position(7, 2, 0)}, 1)
+    store.save("j", {0: Position(8, 1, 4)}, 2)
+    assert store.positions("j") == {0: Position(10, 1, 5), 3: Position(7, 2, 0)}
+    with pytest.raises(StoreError, match="holds the figures of another journal"):
+        store.positions("k")
+
+
+def test_names_of_all_kinds_come_back(store: Store) -> None:
+    odd = 'it\'s "odd"\n\t\\ 中文 🧾 \u0001'
+    insert(store, POSTINGS, {"customer": odd, "account": odd, "asset": odd})
+    assert ask(store, "SELECT customer, account, asset FROM postings") == [
+        {"customer": odd, "account": odd, "asset": odd}
+    ]
+
+
+def test_a_server_that_is_not_there_is_away_and_its_password_is_not_shown() -> None:
+    with pytest.raises(StoreAway, match=r"ClickHouse at 127\.0\.0\.1:9/db") as caught:
+        Store("http://someone:secret@127.0.0.1:9/db")
+    assert "secret" not in str(caught.value)
+
+
+def test_places_are_named_without_secrets() -> None:
+    assert place_of("clickhouse://u:p@ch.example:8123/db?x=secret") == "ClickHouse at ch.example:8123/db"
+    assert place_of("chdb:///var/lib/x") == "the embedded ClickHouse in /var/lib/x"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StoreError, match=r"/file/clickhouse cannot be used for the embedded ClickHouse: Not a directory"
+    ):
+        Store(f"chdb://{tmp_path}/file/clickhouse")

@@ -1,0 +1,143 @@
+"""Brokers that go away, and what a worker finds when it comes back: its tables, the journal's tail, or nothing."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asker import Asker, decided, records
+from integration.test_worker import CATALOG, CUSTOMERS, PARTITIONS, grant, reserve, until_owned
+from kafka_fixture import ContainerKafka
+from tallygate.connectors.consuming import replay
+from tallygate.connectors.kafka_local import LocalKafka
+from tallygate.schemas import topics
+from tallygate.schemas.requests import Settle
+from tallygate.topologies.follower import Follower
+from tallygate.topologies.tables import RocksTable
+from worker_process import WorkerProcess
+
+Kafka = LocalKafka | ContainerKafka
+
+
+@pytest.fixture
+def asker(fresh_kafka: Kafka) -> Iterator[Asker]:
+    asker = Asker(fresh_kafka.bootstrap)
+    asker.apply(CATALOG)
+    yield asker
+    asker.close()
+
+
+def test_a_broker_that_is_away_at_the_start_is_waited_for(fresh_kafka: Kafka, asker: Asker, tmp_path: Path) -> None:
+    fresh_kafka.kill()
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path) as worker:
+        worker.wait_for("is away .*; waiting")
+        fresh_kafka.start()
+        until_owned(worker, PARTITIONS)
+        asker.ask(grant("g", CUSTOMERS[0]))
+        assert worker.log().count("is away") == 1
+        assert "is back" in worker.log()
+        assert worker.stop() == 0
+
+
+def test_a_worker_that_waits_for_a_broker_can_be_stopped(fresh_kafka: Kafka, tmp_path: Path) -> None:
+    fresh_kafka.kill()
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path) as worker:
+        worker.wait_for("is away .*; waiting")
+        assert worker.stop() == 0
+
+
+def test_a_broker_killed_in_the_middle_costs_time_and_nothing_else(
+    fresh_kafka: Kafka, asker: Asker, tmp_path: Path
+) -> None:
+    # A session that is longer than the broker is away: otherwise librdkafka takes the partitions for lost.
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path, session_timeout_ms=60_000) as worker:
+        until_owned(worker, PARTITIONS)
+        asker.ask(*(grant(f"g{n}", c) for n, c in CUSTOMERS.items()))
+        asks = [reserve(f"r{n}-{i}", c, 10) for n, c in CUSTOMERS.items() for i in range(60)]
+        for ask in asks[:120]:
+            asker.send(ask)
+        fresh_kafka.kill()
+        fresh_kafka.start()
+        answers = asker.ask(*asks, seconds=90)
+        assert worker.process.poll() is None, worker.log()
+        assert worker.stop(60) == 0
+    for customer in CUSTOMERS.values():
+        assert sum(a.allowed for a in answers if a.customer == customer) == 50
+    assert not asker.contradictions()
+    assert set(decided(fresh_kafka.bootstrap).values()) == {1}
+
+
+def test_a_broker_away_for_longer_ends_the_worker_and_the_next_one_waits(
+    fresh_kafka: Kafka, asker: Asker, tmp_path: Path
+) -> None:
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path, append_timeout_ms=2000) as worker:
+        until_owned(worker, PARTITIONS)
+        asker.ask(grant("g", CUSTOMERS[0]))
+        fresh_kafka.kill()
+        assert worker.ended() == 3
+        assert "was not answered (no answer within 2 s)" in worker.log().splitlines()[-1]
+        assert "Traceback" not in worker.log()
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path) as again:
+        again.wait_for("is away .*; waiting")
+        fresh_kafka.start()
+        assert asker.ask(reserve("r", CUSTOMERS[0], 500), seconds=60)[0].allowed
+        assert again.stop() == 0
+
+
+def rows(table: RocksTable) -> list[tuple[bytes, bytes]]:
+    return table.scan(b"", b"\xff" * 8)
+
+
+def test_table_and_tail_hold_byte_for_byte_what_the_journal_alone_gives(
+    fresh_kafka: Kafka, asker: Asker, tmp_path: Path
+) -> None:
+    brokers = fresh_kafka.bootstrap
+    with WorkerProcess(brokers, tmp_path) as worker:
+        asker.ask(*(grant(f"g{n}", c) for n, c in CUSTOMERS.items()))
+        asker.ask(*(reserve(f"r{n}-{i}", c) for n, c in CUSTOMERS.items() for i in range(4)))
+        worker.kill()
+    shutil.copytree(next(tmp_path.glob("workers/0/*/0")).parent, tmp_path / "copy")
+    with WorkerProcess(brokers, tmp_path) as worker:
+        asker.ask(*(Settle(id=f"s{n}", customer=c, hold=f"r{n}-0") for n, c in CUSTOMERS.items()), seconds=60)
+        for n, customer in CUSTOMERS.items():
+            asker.use(customer, *(f"e{n}-{i}" for i in range(20)))
+        asker.ask(*(grant(f"h{n}", c) for n, c in CUSTOMERS.items()))
+        resumed = [float(v) for k, v in worker.metrics().items() if k.startswith("tallygate_recovery_records")]
+        assert worker.stop() == 0
+    journal = list(records(brokers, topics.JOURNAL))
+    assert sum(resumed) < len(journal) / 4  # it went on from its tables
+    for partition in range(PARTITIONS):
+        end = sum(record.partition == partition for record in journal)
+        old, new = RocksTable(tmp_path / "copy" / str(partition)), RocksTable(tmp_path / "new" / str(partition))
+        assert 0 < old.position.offset < end
+        for table in (old, new):
+            follower = Follower(table, lambda: 0)
+            for record in replay(brokers, (topics.JOURNAL, partition), table.position.offset, end, group="test"):
+                follower.take(record)
+            follower.flush()
+        assert rows(old) == rows(new)
+        assert old.position == new.position
+        old.close()
+        new.close()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+def test_tables_that_are_gone_are_built_anew(fresh_kafka: Kafka, asker: Asker, tmp_path: Path, damage: str) -> None:
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path) as worker:
+        asker.ask(*(grant(f"g{n}", c) for n, c in CUSTOMERS.items()))
+        asker.ask(*(reserve(f"r{n}", c, 400) for n, c in CUSTOMERS.items()))
+        assert worker.stop() == 0
+    tables = next(tmp_path.glob("workers/0/*/0")).parent
+    if damage == "deleted":
+        shutil.rmtree(tables)
+    else:
+        for manifest in tables.glob("*/MANIFEST*"):
+            manifest.write_bytes(manifest.read_bytes()[:20])
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path) as worker:
+        answers = asker.ask(*(reserve(f"s{n}", c, 101) for n, c in CUSTOMERS.items()))
+        answers += asker.ask(*(reserve(f"t{n}", c, 100) for n, c in CUSTOMERS.items()))
+        assert worker.stop() == 0
+    assert [a.allowed for a in answers] == [False] * PARTITIONS + [True] * PARTITIONS
+    lines = worker.log().count("building it anew from the journal")
+    assert lines == (0 if damage == "deleted" else PARTITIONS)
