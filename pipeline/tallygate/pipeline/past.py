@@ -30,6 +30,8 @@ from tallygate.schemas.reasons import DENIALS, Reason
 from tallygate.schemas.requests import Extend, Release, Request, Reserve, Settle, parse_request
 
 GRAIN: Final = "calls as they were asked; usage events by their meters' quantities, their own time to the hour"
+#: The operations of those who use; the others run the books.
+CALLS: Final = ("reserve", "settle", "release", "extend")
 _SOURCE: Final = "record"
 
 
@@ -93,7 +95,7 @@ class Past:
         request = self._request(each)
         if request is None:
             return None
-        hold = each.hold if each.op in ("settle", "release", "extend") else ""
+        hold = each.hold if each.op in CALLS[1:] else ""
         step = Step(each.at, request, "the record")
         return Call(step, (each.at, past.offset, past.number), not each.allowed, hold)
 

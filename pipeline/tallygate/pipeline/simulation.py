@@ -93,9 +93,6 @@ class Simulation:
         answer: Answer = decode_answer(transition.replies[0].answer)
         return answer.statement or Statement()
 
-    def pools(self, customer: str) -> dict[str, PoolRow]:
-        return Account.load(customer, self._rows).pools
-
     def put(
         self,
         customer: str,

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from tallygate.topologies import cli_catalog, cli_data, cli_money, cli_run
+from tallygate.topologies import cli_catalog, cli_data, cli_money, cli_run, cli_simulate
 from tallygate.topologies.exits import MEANINGS, Exit, explain
 
 _HELP: Final = (
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_HELP,
 )
-for group in (cli_run.app, cli_money.app, cli_data.app):
+for group in (cli_run.app, cli_money.app, cli_data.app, cli_simulate.app):
     app.add_typer(group)
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
 

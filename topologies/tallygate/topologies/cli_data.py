@@ -1,12 +1,11 @@
-"""The commands about data: produce, sql, simulate."""
+"""The commands about data: produce, sql."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for
-from tallygate.topologies.exits import Exit, Trouble
 
 app = typer.Typer()
 
@@ -56,7 +55,7 @@ def sql(
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
 ) -> None:
-    """Ask ClickHouse, through the running sink: views postings, decisions, usage_hourly, balances.
+    """Ask ClickHouse, through the running sink: views postings, decisions, usage, usage_hourly, balances.
 
     \b
     tallygate sql "SELECT meter, sum(quantity) FROM usage_hourly GROUP BY meter"
@@ -69,55 +68,3 @@ def sql(
         raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
     form = "jsonl" if json else "csv" if csv else "table"
     typer.echo(ask(load_settings(data_dir=data_dir), question, form), nl=False)
-
-
-@app.command(rich_help_panel="Data")
-def simulate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A scenario in JSON; - is standard input.")],
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare with what the file expects; end with 1 on any difference.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Results are always JSON; with --check, differences too.")
-    ] = False,
-) -> None:
-    """What would happen? Grants, usage, resets and reservations of a scenario, decided by the worker's own rules.
-
-    \b
-    tallygate simulate scenario.json
-    tallygate simulate vectors.json --check
-    """
-    from tallygate.pipeline.simulate import check_scenarios, run_scenarios
-
-    document = _read_json(file)
-    if not check:
-        print_json(run_scenarios(document))
-        return
-    differences = check_scenarios(document)
-    if json:
-        print_json({"differences": differences})
-    else:
-        for line in differences:
-            typer.echo(line)
-        typer.echo("no differences" if not differences else f"{len(differences)} differences")
-    if differences:
-        raise typer.Exit(Exit.NO)
-
-
-def _read_json(file: Path) -> Any:
-    """Parsed JSON with exact numbers. Raises Trouble, OSError."""
-    import sys
-    from decimal import Decimal
-    from json import JSONDecodeError, loads
-
-    try:
-        text = sys.stdin.buffer.read().decode() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-        return loads(text, parse_float=Decimal, parse_constant=_no_number)
-    except JSONDecodeError as error:
-        raise Trouble(Exit.WRONG, f"{file}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise Trouble(Exit.WRONG, f"{file}: no JSON: {error}") from None
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
