@@ -35,7 +35,8 @@ class Level(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def has_room(self) -> bool:
-        return self.asked_nanos <= self.remaining_nanos
+        """What asks nothing of a limit is never stopped by it, however far work has gone beyond."""
+        return not self.asked_nanos or self.asked_nanos <= self.remaining_nanos
 
 
 def budgets_of(draft: AccountDraft, offer: Offer) -> list[BudgetRow]:
@@ -119,30 +120,38 @@ def consume(draft: AccountDraft, found: list[Level], at: int, cause: int) -> Non
         if not level.asked_nanos:
             continue
         row = replace(level.scope, used_nanos=level.scope.used_nanos + level.asked_nanos)
-        reached = _reached(level.budget, row)
-        if reached > row.alerted:
-            row = replace(row, alerted=reached)
-            draft.alerts.append(
-                Alert(
-                    level.budget.name,
-                    row.scope,
-                    level.budget.unit,
-                    reached,
-                    level.budget.limit_nanos,
-                    row.used_nanos,
-                    row.period_at,
-                    at,
-                    cause,
-                )
+        draft.scopes.put(row.id, _alerted(draft, level, row, at, cause))
+
+
+def _alerted(draft: AccountDraft, level: Level, row: ScopeRow, at: int, cause: int) -> ScopeRow:
+    """Report each threshold that is reached and was not before: in this period, of a limit no lower than now."""
+    budget, reported = level.budget, row.alerted
+    if budget.limit_nanos > row.alerted_limit_nanos:  # raised: what had been reached of it then may be so no more
+        reported = min(reported, max(_reached(budget, level.scope), default=0))
+    due = [each for each in _reached(budget, row) if each > reported]
+    for threshold in due:
+        draft.alerts.append(
+            Alert(
+                budget.name,
+                row.scope,
+                budget.unit,
+                threshold,
+                budget.limit_nanos,
+                row.used_nanos,
+                row.period_at,
+                at,
+                cause,
             )
-        draft.scopes.put(row.id, row)
+        )
+    if not due and reported == row.alerted:
+        return row
+    return replace(row, alerted=max([reported, *due]), alerted_limit_nanos=budget.limit_nanos)
 
 
-def _reached(budget: BudgetRow, row: ScopeRow) -> int:
-    """The highest threshold (per cent) that use has reached; a soft budget reports its limit, too."""
-    thresholds = budget.thresholds if budget.hard and not budget.observe else (*budget.thresholds, *_SOFT)
-    reached = [each for each in thresholds if row.used_nanos * 100 >= each * budget.limit_nanos]
-    return max(reached, default=0)
+def _reached(budget: BudgetRow, row: ScopeRow) -> list[int]:
+    """The thresholds (per cent) that use has reached, rising; a soft budget reports its limit, too."""
+    thresholds = {*budget.thresholds, *(() if budget.hard and not budget.observe else _SOFT)}
+    return sorted(each for each in thresholds if row.used_nanos * 100 >= each * budget.limit_nanos)
 
 
 def limit_state(level: Level) -> LimitState:

@@ -111,7 +111,7 @@ def _refused(draft: Draft, each: RefusedInput) -> None:
 def _usage(draft: Draft, each: UsageInput) -> None:
     """Count a record's events: all of them, or none and the record is a dead letter."""
     try:
-        read = [usage.read(draft, event, each.source) for event in each.events]
+        read = usage.read(draft, each.events, each.source)
     except Refused as refused:
         draft.dead_letters.append(DeadLetter(each.source, refused.reason, refused.message))
         draft.outcomes.append(Outcome("usage", "refused", refused.reason))

@@ -65,7 +65,7 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def has_room(self) -> bool:
-        return self.entitlement.beyond != "deny" or self.asked_nanos <= self.remaining_nanos
+        return self.entitlement.beyond != "deny" or not self.asked_nanos or self.asked_nanos <= self.remaining_nanos
 
     @property
     def counted_nanos(self) -> int:

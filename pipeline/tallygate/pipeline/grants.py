@@ -139,7 +139,7 @@ def reset(draft: AccountDraft, pool: str, at: int, cause: int, preserve_overage:
         repay(draft, pool, at, cause)
     elif row.overage_nanos:
         draft.move(breakage("overage_dropped"), OVERAGE, row.overage_nanos, at, cause, pool)
-        draft.pools.put(pool, replace(draft.pool(pool), overage_nanos=0))
+        draft.pools.put(pool, replace(draft.pool(pool), overage_nanos=0, dropped_at=at))
 
 
 def _renewed_at(grant: GrantRow, at: int) -> bool:

@@ -36,20 +36,31 @@ class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     allowances: tuple[HeldShare, ...] = ()
 
 
+class Payment(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a grant has paid, and what is to be known of the grant when it is gone."""
+
+    grant: str
+    pool: str
+    nanos: int
+    category: str
+    price_nanos: int
+
+
 class Charge(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a feature was charged for an event: by which grants, what is owed in which pool."""
+    """What a feature was charged for an event: by which grants, what came to be owed in `pool` or was written off."""
 
     feature: str
     pool: str
     cost_nanos: int
-    shares: tuple[HeldShare, ...]
-    overage_nanos: int
+    payments: tuple[Payment, ...]
+    owed_nanos: int = 0
+    written_off_nanos: int = 0
 
 
 class CountedEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """An event that was counted, as far as undoing it needs: `at` its own time, `counted_at` stream time then.
 
-    `allowances` is what fell to the included allowances, by scope; `voided`: it was undone.
+    `scopes` is what was counted in budgets and allowances; `voided`: it was undone.
     """
 
     type: str
@@ -58,7 +69,8 @@ class CountedEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     quantities: dict[str, int]
     dimensions: dict[str, str]
     charges: tuple[Charge, ...] = ()
-    allowances: tuple[HeldShare, ...] = ()
+    scopes: tuple[HeldShare, ...] = ()
+    late: bool = False
     voided: bool = False
 
 

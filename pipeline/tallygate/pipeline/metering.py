@@ -187,6 +187,7 @@ def unrecord(
     quantities: dict[str, int],
     dimensions: dict[str, str],
     at: int,
+    late: bool,
     cause: int,
 ) -> None:
     """Take an event's quantities out of its hour again: of sums and counts, the others cannot be undone."""
@@ -196,5 +197,7 @@ def unrecord(
         if row is None or meter is None or meter.aggregation not in _ADDITIVE:
             continue
         left = max(0, row.quantity_nanos - quantity)
-        draft.usage.put(id, replace(row, quantity_nanos=left, events=max(0, row.events - 1)))
-        draft.deltas.append(UsageDelta(name, hour, kept, -quantity, -1, 0, cause))
+        late_events = max(0, row.late_events - late)
+        events = max(0, row.events - 1)
+        draft.usage.put(id, replace(row, quantity_nanos=left, events=events, late_events=late_events))
+        draft.deltas.append(UsageDelta(name, hour, kept, -quantity, -1, -int(late), cause))

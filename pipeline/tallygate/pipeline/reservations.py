@@ -211,7 +211,7 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
 
 
 class _Work(msgspec.Struct, frozen=True, gc=False):
-    """Work that has happened at `at`: what it took, what that costs beside `direct_nanos` where no allowance includes it.
+    """Work that has happened at `at`: what it took, what that costs beside `direct_nanos` without any allowance.
 
     `fixed`: it costs just that and takes of the allowances what it held of them.
     """

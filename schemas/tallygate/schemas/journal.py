@@ -33,7 +33,8 @@ class AccountRow(_Row, frozen=True, tag="account.v1"):
 class PoolRow(_Row, frozen=True, tag="pool.v1"):
     """A wallet. `overage_nanos` is owed, `overage_held_nanos` may become so by open holds.
 
-    Both usage counters are since `period_at`, the last reset (0: there was none). `resets`: when it is reset by itself.
+    Both usage counters are since `period_at`, the last reset (0: there was none); one at `dropped_at` has dropped
+    overage. `resets`: when it is reset by itself.
     """
 
     pool: str
@@ -45,6 +46,7 @@ class PoolRow(_Row, frozen=True, tag="pool.v1"):
     resets: "Recurrence | None" = None
     resets_at: int | None = None
     preserve_overage: bool = False
+    dropped_at: int = 0
 
 
 class Recurrence(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -150,7 +152,7 @@ class SubscriptionRow(_Row, frozen=True, tag="subscription.v1"):
 class ScopeRow(_Row, frozen=True, tag="scope.v1"):
     """One budget's (or allowance's) use by one concrete scope: `used_nanos` since `period_at`, `held_nanos` now.
 
-    `alerted` is the highest threshold (per cent) reported in this period.
+    `alerted` is the highest threshold (per cent) reported in this period, of the limit `alerted_limit_nanos`.
     """
 
     id: str
@@ -160,6 +162,7 @@ class ScopeRow(_Row, frozen=True, tag="scope.v1"):
     used_nanos: int = 0
     held_nanos: int = 0
     alerted: int = 0
+    alerted_limit_nanos: int = 0
 
 
 class UsageRow(_Row, frozen=True, tag="usage.v1"):
