@@ -175,6 +175,8 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
     for name in request.add_ons:
         if name not in tariff.add_ons:
             raise Refused(Reason.PLAN_UNKNOWN, f"there is no add-on {name!r}")
+    if len(set(request.add_ons)) < len(request.add_ons):
+        raise Refused(Reason.MALFORMED, "add_ons: names one twice")
     overrides = tuple(_override(draft, feature, each_) for feature, each_ in request.overrides.items())
     anchor = _instant(request.anchor, at)
     account.know(at)
@@ -182,6 +184,9 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
     for grant in account.grants.values():
         if grant.source and not grant.ended:
             grants.void(account, grant, at, cause)
+    for pool in account.pools.values():
+        if pool.resets is not None:
+            account.pools.put(pool.pool, replace(pool, resets=None, resets_at=None, preserve_overage=False))
     account.subscriptions.put("", SubscriptionRow(plan.name, request.add_ons, overrides, anchor, at))
     for part in (plan, *(tariff.add_ons[name] for name in request.add_ons)):
         _begin(account, part, f"{part.name}:{request.id}", anchor, at, cause)

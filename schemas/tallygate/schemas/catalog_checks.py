@@ -195,19 +195,20 @@ def metered_of(entitlement: EntitlementFile) -> tuple[MeteredFile, ...]:
 
 
 def _periods(file: "CatalogFile") -> Iterator[Problem]:
-    """An add-on's allowance adds to a plan's: both must be of one period."""
-    first: dict[tuple[str, str], tuple[Place, str]] = {}
-    for section, plans in (("plans", file.plans), ("add_ons", file.add_ons)):
-        for name, plan in plans.items():
-            for feature, entitlement in plan.entitlements.items():
-                for each in metered_of(entitlement):
-                    place = (section, name, "entitlements", feature)
-                    if section == "plans":
-                        first.setdefault((feature, each.meter), (place, each.period))
-                        continue
-                    of_plan, period = first.get((feature, each.meter), (place, each.period))
-                    if period != each.period:
-                        yield Problem(
-                            (*place, "period"),
-                            f"an allowance a {each.period} cannot be added to that of {written(of_plan)}, a {period}",
-                        )
+    """An add-on's allowance adds to a plan's: it must be of a period that some plan has."""
+    of_plans: dict[tuple[str, str], dict[str, Place]] = {}
+    for name, plan in file.plans.items():
+        for feature, entitlement in plan.entitlements.items():
+            for each in metered_of(entitlement):
+                periods = of_plans.setdefault((feature, each.meter), {})
+                periods.setdefault(each.period, ("plans", name, "entitlements", feature))
+    for name, add_on in file.add_ons.items():
+        for feature, entitlement in add_on.entitlements.items():
+            for each in metered_of(entitlement):
+                periods = of_plans.get((feature, each.meter), {})
+                if periods and each.period not in periods:
+                    period, place = next(iter(periods.items()))
+                    yield Problem(
+                        ("add_ons", name, "entitlements", feature, "period"),
+                        f"an allowance a {each.period} cannot be added to that of {written(place)}, a {period}",
+                    )

@@ -41,6 +41,7 @@ _WORDS: Final = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 _NOTES: Final = (
     "# input_tokens are those neither read from a cache nor written to one: subtract cached tokens where a",
     "# provider's count of input includes them.",
+    "# Prices are exact to 24 decimal places of a credit; further ones are rounded.",
     "# Standard processing only (no batch discount); cache writes at the price of the shortest time to live;",
     "# where a provider's price depends on the hour of the day, the dearest hour's.",
     "# Tiers go by the meter's own quantity in a call. A provider that goes by the size of the whole context",
@@ -225,6 +226,7 @@ def _model_lines(card: PriceCard, model: "ModelInfo", when: dict[str, str]) -> I
         while any(_places(each) > _PLACES_MAX for each in scaled) and per < UNITS_MAX:
             per *= 10
             scaled = [each.scaleb(1) for each in scaled]
+        scaled = [round(each, _PLACES_MAX) for each in scaled]
         fields = [f"meter: {line.meter}", f"credits: {_plain(scaled[0])}", f"per: {per}", f"when: {{{named}}}"]
         if line.since is not None:
             fields.append(f"since: {line.since}T00:00:00Z")
