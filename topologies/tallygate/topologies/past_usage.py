@@ -8,7 +8,6 @@ import msgspec
 from tallygate.pipeline.past import PastDecision, PastUsage, limits_of
 from tallygate.pipeline.tally import Line
 from tallygate.schemas.amounts import to_nanos
-from tallygate.schemas.instants import HOUR_MS
 from tallygate.schemas.journal import DecisionRecord
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.topics import USAGE
@@ -29,7 +28,7 @@ class _Decision(_Row, frozen=True):
     op: str
     allowed: bool
     reason: str
-    at: int
+    at_ms: int
     feature: str
     credits: str
     overage: str
@@ -46,9 +45,9 @@ class _Decision(_Row, frozen=True):
 
 class _Usage(_Row, frozen=True):
     cause: int
-    at: int
+    at_ms: int
     meter: str
-    hour: int
+    hour_ms: int
     dimensions: dict[str, str]
     quantity: str
     events: int
@@ -71,14 +70,14 @@ class _Sum(msgspec.Struct, frozen=True):
 
 
 _DECISION: Final = (
-    "partition, offset, number, id, op, allowed, reason, toUnixTimestamp64Milli(at) AS at, feature, "
+    "partition, offset, number, id, op, allowed, reason, toUnixTimestamp64Milli(at) AS at_ms, feature, "
     "toString(credits) AS credits, toString(overage) AS overage, dimensions, hold, limits, late, "
     "mapApply((k, v) -> (k, toString(v)), quantities) AS quantities, toString(asked) AS asked, "
     "mapApply((k, v) -> (k, toString(v)), at_least) AS at_least, ttl_seconds, request"
 )
 _USAGE: Final = (
-    "partition, offset, number, cause, toUnixTimestamp64Milli(at) AS at, meter, toUnixTimestamp(hour) AS hour, "
-    "dimensions, toString(quantity) AS quantity, events"
+    "partition, offset, number, cause, toUnixTimestamp64Milli(at) AS at_ms, meter, dimensions, "
+    "toUnixTimestamp64Milli(toDateTime64(hour, 3, 'UTC')) AS hour_ms, toString(quantity) AS quantity, events"
 )
 
 
@@ -127,9 +126,9 @@ class Record:
                 offset=row.offset,
                 number=row.number,
                 cause=row.cause,
-                at=row.at,
+                at=row.at_ms,
                 meter=row.meter,
-                hour=row.hour * 1000 // HOUR_MS * HOUR_MS,
+                hour=row.hour_ms,
                 dimensions=row.dimensions,
                 quantity_nanos=to_nanos(row.quantity),
                 events=row.events,
@@ -212,7 +211,7 @@ def _decision(row: _Decision) -> PastDecision:
         op=row.op,
         allowed=row.allowed,
         reason=Reason(row.reason),
-        at=row.at,
+        at=row.at_ms,
         cause=-1,
         feature=row.feature,
         credits_nanos=to_nanos(row.credits),
