@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tallygate.pipeline.rate_table import RateTable
 from tallygate.schemas.catalog import Catalog, Entitlement, Meter, Plan, Rate
 from tallygate.schemas.journal import BudgetRow, RateLimitRow
 from tallygate.schemas.reasons import Reason, Refused
@@ -33,12 +34,11 @@ class Tariff:
         self.meters_of_type: dict[str, list[Meter]] = {}
         for meter in catalog.meters:
             self.meters_of_type.setdefault(meter.event_type, []).append(meter)
-        self._rates: dict[str, list[Rate]] = {}
+        rates: dict[str, list[Rate]] = {}
         for feature in catalog.features:
             for rate in feature.rates:
-                self._rates.setdefault(rate.meter, []).append(rate)
-        for rates in self._rates.values():  # the most specific first, then the latest
-            rates.sort(key=lambda rate: (-len(rate.when), -rate.since))
+                rates.setdefault(rate.meter, []).append(rate)
+        self._rates = {meter: RateTable(own) for meter, own in rates.items()}
         self._offers: dict[tuple[str, tuple[str, ...]], Offer] = {}
 
     def cost(self, meter: str, quantity: int, dimensions: dict[str, str], at: int) -> int:
@@ -50,13 +50,13 @@ class Tariff:
         rates = self._rates.get(meter)
         if rates is None:
             return 0
-        for rate in rates:
-            if rate.since <= at and all(dimensions.get(k) == v for k, v in rate.when.items()):
-                price = rate.credits_nanos
-                for tier in rate.tiers:
-                    if quantity > tier.above_nanos:
-                        price = tier.credits_nanos
-                return (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos)
+        rate = rates.find(dimensions, at)
+        if rate is not None:
+            price = rate.credits_nanos
+            for tier in rate.tiers:
+                if quantity > tier.above_nanos:
+                    price = tier.credits_nanos
+            return (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos)
         named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
         raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
 
