@@ -31,6 +31,8 @@ from tallygate.schemas.journal import (
 from tallygate.schemas.ledger import Posting
 
 R = TypeVar("R", bound=Row)
+#: When a rate limit has drained: an instant in beats, and the limit (so many beats a millisecond) and seconds then.
+Drained = tuple[int, int, int]
 _ABSENT: Final = object()
 #: Later than every instant (ms).
 FOREVER: Final = 1 << 62
@@ -73,7 +75,7 @@ class Table(Generic[R]):
 class Account:
     """A customer as accepted: rows by kind and id.
 
-    `burn` caches the burn order of the active grants by pool. `drains` is where rate limits stand (ns), in memory only.
+    `burn` caches the burn order of the active grants by pool. `drains` is where rate limits stand, in memory only.
     """
 
     __slots__ = (
@@ -104,7 +106,7 @@ class Account:
         self.subscriptions: dict[str, SubscriptionRow] = {}
         self.usage: dict[str, UsageRow] = {}
         self.values: dict[str, ValueRow] = {}
-        self.drains: dict[str, int] = {}
+        self.drains: dict[str, Drained] = {}
         self.burn: dict[str, tuple[str, ...]] = {}
 
     @classmethod
@@ -180,7 +182,7 @@ class AccountDraft:
         self.subscriptions = Table(account.subscriptions)
         self.usage = Table(account.usage)
         self.values = Table(account.values)
-        self.drains: dict[str, int] = {}
+        self.drains: dict[str, Drained] = {}
         self.burn = account.burn
         self.causes: list[Cause] = []
         self.postings: list[Posting] = []
@@ -199,9 +201,9 @@ class AccountDraft:
         subscription = self.subscription
         return subscription.anchor if subscription else None
 
-    def drained_ns(self, key: str) -> int:
-        """When a rate limit has drained (ns)."""
-        return self.drains.get(key) or self.account.drains.get(key, 0)
+    def drained(self, key: str) -> Drained | None:
+        """When a rate limit has drained, if anything has flowed."""
+        return self.drains.get(key) or self.account.drains.get(key)
 
     @property
     def changed(self) -> bool:
@@ -290,5 +292,6 @@ class AccountDraft:
             if len(cache) > _HISTORY_CACHED:
                 cache.clear()
         if len(account.drains) > _HISTORY_CACHED:
-            account.drains = dict(sorted(account.drains.items(), key=lambda each: each[1])[_HISTORY_CACHED // 2 :])
+            last = sorted(account.drains.items(), key=lambda each: each[1][0] // each[1][1])[_HISTORY_CACHED // 2 :]
+            account.drains = dict(last)
         return account

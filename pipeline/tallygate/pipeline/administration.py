@@ -9,7 +9,7 @@ from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft, amount
 from tallygate.pipeline.recurrence import next_after
 from tallygate.pipeline.transition import RequestInput
-from tallygate.schemas.amounts import from_nanos
+from tallygate.schemas.amounts import NANOS, from_nanos
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.catalog import CREDITS_UNIT, REQUESTS_UNIT, Entitlement, Plan, PlanGrant
 from tallygate.schemas.instants import format_instant, from_datetime
@@ -74,7 +74,7 @@ def give_grant(draft: Draft, account: AccountDraft, each: RequestInput) -> Answe
     )
     account.know(at)
     cause = _decided(draft, account, each, grant.amount_nanos)
-    grants.give(account, grant, at, cause)
+    grants.give(account, [grant], at, cause)
     balance = from_nanos(credits.spendable(account, grant.pool))
     return replace(draft.answer(each), credits=from_nanos(grant.amount_nanos), balance=balance)
 
@@ -138,11 +138,14 @@ def set_rate_limit(draft: Draft, account: AccountDraft, each: RequestInput) -> A
     limit = amount("limit", request.limit)
     if not limit:
         raise Refused(Reason.QUANTITY_INVALID, "limit: must be more than 0; a budget of 0 stops everything")
+    burst = limit if request.burst is None else amount("burst", request.burst)
+    if burst < (NANOS if request.unit == REQUESTS_UNIT else 1):
+        raise Refused(Reason.QUANTITY_INVALID, "burst: lets nothing through; it is the limit unless it is said")
     row = RateLimitRow(
         name=request.name,
         limit_nanos=limit,
         per_seconds=request.per_seconds,
-        burst_nanos=limit if request.burst is None else amount("burst", request.burst),
+        burst_nanos=burst,
         scope=request.scope,
         unit=request.unit,
         observe=request.observe,
@@ -179,6 +182,12 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
         raise Refused(Reason.MALFORMED, "add_ons: names one twice")
     overrides = tuple(_override(draft, feature, each_) for feature, each_ in request.overrides.items())
     anchor = _instant(request.anchor, at)
+    parts = {plan.name: plan}  # an add-on may be called like the plan
+    parts |= {f"+{name}" if name == plan.name else name: tariff.add_ons[name] for name in request.add_ons}
+    given = [_plan_grant(one, f"{part}:{request.id}", anchor, at) for part in parts for one in parts[part].grants]
+    for grant in given:
+        if account.grants.get(grant.id) is not None:
+            raise Refused(Reason.ID_CONFLICT, f"grant {grant.id!r} exists: use a new id for a new subscription")
     account.know(at)
     cause = _decided(draft, account, each, 0)
     for grant in account.grants.values():
@@ -188,14 +197,13 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
         if pool.resets is not None:
             account.pools.put(pool.pool, replace(pool, resets=None, resets_at=None, preserve_overage=False))
     account.subscriptions.put("", SubscriptionRow(plan.name, request.add_ons, overrides, anchor, at))
-    for part in (plan, *(tariff.add_ons[name] for name in request.add_ons)):
-        _begin(account, part, f"{part.name}:{request.id}", anchor, at, cause)
+    grants.give(account, given, at, cause)
+    for part in parts.values():
+        _set_resets(account, part, anchor, at)
     return draft.answer(each)
 
 
-def _begin(account: AccountDraft, part: Plan, source: str, anchor: int, at: int, cause: int) -> None:
-    for given in part.grants:
-        grants.give(account, _plan_grant(given, source, anchor, at), at, cause)
+def _set_resets(account: AccountDraft, part: Plan, anchor: int, at: int) -> None:
     for reset in part.resets:
         resets = Recurrence(reset.every, anchor)
         row: PoolRow = account.pool(reset.pool)
@@ -233,6 +241,8 @@ def _override(draft: Draft, feature: str, given: Override) -> Entitlement:
         raise Refused(Reason.FEATURE_UNKNOWN, f"overrides.{feature}: there is no such feature")
     if given.kind == "metered" and given.meter not in draft.tariff.features[feature].meters:
         raise Refused(Reason.METER_UNKNOWN, f"overrides.{feature}.meter: {given.meter!r} is no meter of it")
+    if given.kind == "boolean" and given.value not in ("", "true", "false"):
+        raise Refused(Reason.MALFORMED, f"overrides.{feature}.value: a boolean is true or false, not {given.value!r}")
     limit = amount(f"overrides.{feature}.limit", given.limit)
     return Entitlement(feature, given.kind, given.value, given.meter, limit, given.period, given.beyond)
 

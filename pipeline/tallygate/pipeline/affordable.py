@@ -21,17 +21,19 @@ def most(
 ) -> tuple[int, Verdict]:
     """The most between `least` and `most_nanos` that is allowed, with its verdict; `least`'s where nothing is.
 
-    More is never allowed where less is not: every limit and every price grows with the quantity.
+    Credits are exact, of a meter it is whole units above the least: tokens have no parts. More is never allowed where
+    less is not: every limit and every price grows with the quantity.
     """
     verdict = gate(draft, tariff, of(ask, unit, least), at)
     if not verdict.allowed:
         return least, verdict
-    low, high = 0, (most_nanos - least) // NANOS
+    step = 1 if unit == CREDITS_UNIT else NANOS
+    low, high = 0, (most_nanos - least) // step
     while low < high:
         middle = (low + high + 1) // 2
-        tried = gate(draft, tariff, of(ask, unit, least + middle * NANOS), at)
+        tried = gate(draft, tariff, of(ask, unit, least + middle * step), at)
         if tried.allowed:
             low, verdict = middle, tried
         else:
             high = middle - 1
-    return least + low * NANOS, verdict
+    return least + low * step, verdict

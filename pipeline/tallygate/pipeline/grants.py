@@ -39,16 +39,20 @@ def _pending(grant: GrantRow) -> bool:
     return not grant.active and not grant.ended
 
 
-def give(draft: AccountDraft, grant: GrantRow, at: int, cause: int) -> None:
-    """A new grant: active now, or when its time comes."""
-    if grant.effective_at <= at:
-        begin(draft, grant, at, cause)
-        repay(draft, grant.pool, at, cause)
-    else:
-        draft.grants.put(grant.id, grant)
-        draft.wake(grant.effective_at)
-    if draft.pools.get(grant.pool) is None:
-        draft.pools.put(grant.pool, draft.pool(grant.pool))
+def give(draft: AccountDraft, given: list[GrantRow], at: int, cause: int) -> None:
+    """New grants, active now or when their time comes; debts burn once, over all that are active then."""
+    pools = set()
+    for grant in given:
+        if grant.effective_at <= at:
+            begin(draft, grant, at, cause)
+            pools.add(grant.pool)
+        else:
+            draft.grants.put(grant.id, grant)
+            draft.wake(grant.effective_at)
+        if draft.pools.get(grant.pool) is None:
+            draft.pools.put(grant.pool, draft.pool(grant.pool))
+    for pool in sorted(pools):
+        repay(draft, pool, at, cause)
 
 
 def advance(draft: AccountDraft, at: int, resets: tuple[str, ...] = (), preserve_overage: bool = False) -> None:

@@ -21,7 +21,7 @@ from tallygate.pipeline.memory import (
 from tallygate.pipeline.metering import call_quantities, record
 from tallygate.pipeline.statement import hold_view, shares_view
 from tallygate.pipeline.transition import RequestInput
-from tallygate.pipeline.waterfall import Ask, Verdict, gate
+from tallygate.pipeline.waterfall import Ask, Verdict, feature_unknown, gate
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.catalog import CREDITS_UNIT, Feature
@@ -37,13 +37,13 @@ def reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     if account.holds.get(request.id) is not None:
         raise Refused(Reason.ID_CONFLICT, f"hold {request.id!r} is open: use a new id for a new reservation")
     asked = _ask(draft, request)
-    _least(request)  # refuses what is no amount before anything is held
+    least = _least(request, asked)
     if asked is None:
-        return _decided(draft, account, each, Verdict(Reason.FEATURE_UNKNOWN))
+        return _decided(draft, account, each, feature_unknown(account))
     at, wanted = draft.stream_at, asked
     verdict = gate(account, draft.tariff, asked, at, request.explain)
-    if not verdict.allowed and request.at_least:
-        asked, verdict = _at_least(draft, account, request, asked, verdict)
+    if not verdict.allowed and least is not None:
+        asked, verdict = _at_least(draft, account, asked, least, verdict, request.explain)
     if not verdict.allowed:
         return _decided(draft, account, each, verdict, wanted)
     ttl = request.ttl_seconds or asked.feature.ttl_seconds
@@ -70,7 +70,7 @@ def check(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     assert isinstance(request, Check)
     asked = _ask(draft, request)
     if asked is None:
-        return draft.answer(each, Reason.FEATURE_UNKNOWN)
+        return _of_no_feature(draft.answer(each), feature_unknown(account), request.explain)
     verdict = gate(account, draft.tariff, asked, draft.stream_at, request.explain)
     return _with_verdict(draft.answer(each, verdict.reason), account, verdict, asked.feature, request.explain)
 
@@ -81,7 +81,7 @@ def estimate(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     assert isinstance(request, Estimate)
     asked = _ask(draft, request)
     if asked is None:
-        return draft.answer(each, Reason.FEATURE_UNKNOWN)
+        return _of_no_feature(draft.answer(each), feature_unknown(account), False)
     if request.of != CREDITS_UNIT and request.of not in asked.feature.meters:
         raise Refused(Reason.METER_UNKNOWN, f"of: feature {asked.feature.name!r} has no meter {request.of!r}")
     at = draft.stream_at
@@ -99,22 +99,32 @@ def _ask(draft: Draft, request: Reserve | Check | Estimate) -> Ask | None:
     return Ask(feature, quantities, amount("credits", request.credits), request.dimensions)
 
 
-def _at_least(
-    draft: Draft, account: AccountDraft, request: Reserve, asked: Ask, denied: Verdict
-) -> tuple[Ask, Verdict]:
-    """As much as is affordable between the least that will do and what is asked; else the first denial stands."""
+def _least(request: Reserve, asked: Ask | None) -> tuple[str, int] | None:
+    """The unit and how little of it will do."""
+    if not request.at_least:
+        return None
     if len(request.at_least) != 1:
         raise Refused(Reason.MALFORMED, "at_least: name one meter, or credits")
-    [(unit, least)] = _least(request).items()
-    wanted = asked.credits_nanos if unit == CREDITS_UNIT else asked.quantities.get(unit)
-    if wanted is None or least > wanted:
-        raise Refused(Reason.MALFORMED, f"at_least.{unit}: must not be more than what is asked")
-    most, verdict = affordable.most(account, draft.tariff, asked, unit, least, draft.stream_at, wanted)
-    return (affordable.of(asked, unit, most), verdict) if verdict.allowed else (asked, denied)
+    [(unit, value)] = request.at_least.items()
+    least = amount(f"at_least.{unit}", value)
+    if asked is not None:
+        wanted = asked.credits_nanos if unit == CREDITS_UNIT else asked.quantities.get(unit)
+        if wanted is None or least > wanted:
+            raise Refused(Reason.MALFORMED, f"at_least.{unit}: must not be more than what is asked")
+    return unit, least
 
 
-def _least(request: Reserve) -> dict[str, int]:
-    return {unit: amount(f"at_least.{unit}", value) for unit, value in request.at_least.items()}
+def _at_least(
+    draft: Draft, account: AccountDraft, asked: Ask, least: tuple[str, int], denied: Verdict, explain: bool
+) -> tuple[Ask, Verdict]:
+    """As much as is affordable between the least that will do and what is asked; else the first denial stands."""
+    unit, nanos = least
+    at, wanted = draft.stream_at, asked.credits_nanos if unit == CREDITS_UNIT else asked.quantities[unit]
+    most, verdict = affordable.most(account, draft.tariff, asked, unit, nanos, at, wanted)
+    if not verdict.allowed:
+        return asked, denied
+    reduced = affordable.of(asked, unit, most)
+    return reduced, gate(account, draft.tariff, reduced, at, explain) if explain else verdict
 
 
 def _decided(
@@ -147,15 +157,19 @@ def _decided(
             limits=tuple(limit for limit in verdict.limits if not limit.ok),
             quantities=asked.quantities if asked else {},
             asked_nanos=asked.credits_nanos if asked else 0,
-            at_least=_least(request),
+            at_least=dict([least]) if (least := _least(request, None)) else {},
             ttl_seconds=request.ttl_seconds or 0,
         )
     )
     answer = draft.answer(each, verdict.reason)
     if asked is None:
-        return answer
+        return _of_no_feature(answer, verdict, request.explain)
     answer = _with_verdict(answer, account, verdict, asked.feature, request.explain)
     return answer if hold is None else replace(answer, hold=hold_view(hold))
+
+
+def _of_no_feature(answer: Answer, verdict: Verdict, explain: bool) -> Answer:
+    return replace(answer, allowed=False, reason=verdict.reason, trace=verdict.trace if explain else ())
 
 
 def _with_verdict(answer: Answer, account: AccountDraft, verdict: Verdict, feature: Feature, explain: bool) -> Answer:

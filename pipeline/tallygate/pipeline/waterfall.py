@@ -20,7 +20,7 @@ from tallygate.schemas.reasons import Reason
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """What a call wants: quantities by meter, credits asked for directly, who makes it."""
+    """What a call wants: a feature, quantities by meter, credits asked for directly, who makes it."""
 
     feature: Feature
     quantities: dict[str, int]
@@ -51,10 +51,9 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool = False) -> Verdict:
     """Would this be allowed now? Changes nothing."""
-    if draft.row is None:
-        return _refused("customer", Reason.CUSTOMER_UNKNOWN)
-    if draft.row.suspended:
-        return _refused("customer", Reason.CUSTOMER_SUSPENDED)
+    stopped = customer_stopped(draft)
+    if stopped is not None:
+        return stopped
     offer = offer_of(draft, tariff)
     right = access(draft, tariff, offer, ask.feature)
     if right.reason is not Reason.ALLOWED:
@@ -81,6 +80,20 @@ def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool =
         retry_after_ms=seen.retry_after_ms() if denied == [Reason.RATE_LIMITED] else None,
         value=right.value,
     )
+
+
+def customer_stopped(draft: AccountDraft) -> Verdict | None:
+    """The no to a customer who is not known or is suspended, whatever is asked."""
+    if draft.row is None:
+        return _refused("customer", Reason.CUSTOMER_UNKNOWN)
+    if draft.row.suspended:
+        return _refused("customer", Reason.CUSTOMER_SUSPENDED)
+    return None
+
+
+def feature_unknown(draft: AccountDraft) -> Verdict:
+    """The no to a feature that the catalog does not have."""
+    return customer_stopped(draft) or _refused("feature", Reason.FEATURE_UNKNOWN)
 
 
 def plan(draft: AccountDraft, pools: tuple[str, ...], nanos: int) -> tuple[Shares, int]:
@@ -152,8 +165,11 @@ class _Seen:
         ]
         return tuple(found) if explain else tuple(state for state in found if not state.ok)
 
-    def retry_after_ms(self) -> int:
-        return max(flow.retry_after_ms for flow in self._flows if not flow.limit.observe)
+    def retry_after_ms(self) -> int | None:
+        """How long until every rate limit lets this through; None where one never does."""
+        waits = [flow.retry_after_ms for flow in self._flows if not flow.limit.observe]
+        known = [wait for wait in waits if wait is not None]
+        return max(known) if len(known) == len(waits) else None
 
     def trace(self) -> tuple[Step, ...]:
         """The whole waterfall, step by step."""
@@ -162,6 +178,7 @@ class _Seen:
         included = tuple(entitlements.limit_state(each) for each in self._included)
         credit = self._credits_state()
         paid = self._uncovered == 0
+        may = self._may_owe or self._ask.feature.observe
         return (
             Step("customer", True, Reason.ALLOWED),
             Step("feature", True, Reason.ALLOWED),
@@ -169,7 +186,7 @@ class _Seen:
             _step("budgets", Reason.BUDGET_EXHAUSTED, levels),
             _step("allowance", Reason.ALLOWANCE_EXHAUSTED, included),
             Step("credits", paid, Reason.ALLOWED if paid else Reason.CREDITS_EXHAUSTED, (credit,)),
-            Step("overage", self._may_owe, Reason.ALLOWED if self._may_owe else Reason.CREDITS_EXHAUSTED),
+            Step("overage", may, Reason.ALLOWED if may else Reason.CREDITS_EXHAUSTED),
         )
 
     def _credits_state(self) -> LimitState:
