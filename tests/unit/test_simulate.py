@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallygate.pipeline.recurrence import next_after, parse_interval
-from tallygate.pipeline.scenario import ScenarioError, read_scenario
+from tallygate.pipeline.scenario import read_scenario
+from tallygate.pipeline.scenario_fields import ScenarioError
 from tallygate.pipeline.simulate import check_scenarios, run_scenarios
 from tallygate.schemas.instants import format_instant, parse_instant
 from tallygate.schemas.journal import Recurrence
@@ -305,7 +306,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("start.balances.b", "1", "start.balances.b: there is no such grant"),
     ("start.balance", 1, "start.balance: unknown field; known: at, "),
     ("usages", [], "usages: unknown field; known: name, start"),
-    ("aggregation", "max", "aggregation: "),
+    ("aggregation", "median", "aggregation: "),
     ("preserve_overage", "yes", "preserve_overage: wants true or false"),
     ("grants", {}, "grants: wants a list"),
     ("grants.0", "a", "grants[0]: wants an object"),
@@ -382,7 +383,7 @@ WRONG_EXPECTATIONS = [
     ([{}, {"balances": 5}], "s: expect[1].balances: wants an object"),
     ({"ops": 5}, "s: expect: wants a list, or an object of the lists queries and ops"),
     ({"ops": [{"amounts": []}]}, "s: expect.ops[0].amounts: wants an object"),
-    ({"query": []}, "s: expect.query: unknown field; known: queries, ops, error"),
+    ({"query": []}, "s: expect.query: unknown field; known: queries, ops, summary, error"),
 ]
 
 

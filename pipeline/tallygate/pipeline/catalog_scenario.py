@@ -111,7 +111,10 @@ def read_catalog_scenario(document: object, catalog: Catalog | None = None) -> C
                 raise ScenarioError(f"{field}[{number}].at: before the start")
     grants = [_Grant(each, number, customer, start_at) for number, each in enumerate(whole.parts("grants"))]
     created: dict[str, dict[str, int]] = {}
-    for grant in grants:
+    given = [(grant.customer, grant.id) for grant in grants]
+    for number, grant in enumerate(grants):
+        if given[number] in given[:number]:
+            raise ScenarioError(f"grants[{number}].id: {grant.id!r} is there twice")
         if grant.created_at is not None:
             created.setdefault(grant.customer, {})[grant.id] = grant.created_at
     return CatalogScenario(

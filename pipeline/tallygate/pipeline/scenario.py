@@ -23,8 +23,6 @@ from tallygate.pipeline.scenario_fields import (
 from tallygate.schemas.amounts import NANOS
 from tallygate.schemas.journal import Recurrence
 
-__all__ = ["Scenario", "ScenarioError", "ScenarioGrant", "ScenarioOp", "Start", "read_scenario"]
-
 
 class ScenarioGrant(msgspec.Struct, frozen=True):
     id: str

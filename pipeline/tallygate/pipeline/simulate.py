@@ -10,7 +10,8 @@ from tallygate.pipeline.catalog_run import PastCalls, run_catalog_scenario
 from tallygate.pipeline.catalog_scenario import CatalogScenario, has_catalog, read_catalog_scenario
 from tallygate.pipeline.expectations import differences, read_expected
 from tallygate.pipeline.plain_run import run_scenario
-from tallygate.pipeline.scenario import ScenarioError, read_scenario
+from tallygate.pipeline.scenario import read_scenario
+from tallygate.pipeline.scenario_fields import ScenarioError
 from tallygate.schemas.catalog import Catalog
 
 #: What is recorded from a scenario's start on, read for its catalog.

@@ -38,7 +38,7 @@ CODES: Final = {
     "tallygate.connectors.client_errors.RefusedRequest": Exit.WRONG,
     "tallygate.connectors.clickhouse_questions.QuestionError": Exit.WRONG,
     "tallygate.connectors.usage_producer.BadEvents": Exit.WRONG,
-    "tallygate.pipeline.scenario.ScenarioError": Exit.WRONG,
+    "tallygate.pipeline.scenario_fields.ScenarioError": Exit.WRONG,
     "tallygate.schemas.catalog_file.CatalogError": Exit.WRONG,
     "tallygate.topologies.settings.SettingsError": Exit.WRONG,
     "tallygate.connectors.client_errors.Denied": Exit.NO,
