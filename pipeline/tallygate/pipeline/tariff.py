@@ -75,8 +75,10 @@ def _combined(parts: list[Plan]) -> Offer:
     for part in parts:
         for each in part.entitlements:
             by_meter = entitlements.setdefault(each.feature, {})
+            if any(other.kind != each.kind for other in by_meter.values()):
+                by_meter.clear()
             before = by_meter.get(each.meter)
-            if before is not None and before.kind == each.kind == "metered":
+            if before is not None and each.kind == "metered":
                 total = before.limit_nanos + each.limit_nanos
                 by_meter[each.meter] = Entitlement(
                     each.feature, "metered", "", each.meter, total, each.period, each.beyond, each.observe
