@@ -21,6 +21,7 @@ from tallygate.schemas.journal import (
 
 T = 1_767_268_800_000
 DIGEST = bytes(range(16))
+NULL = msgspec.Raw(b"null")
 ACCOUNT = row_key("acme", "account")
 
 
@@ -47,7 +48,7 @@ def test_the_partition_row_is_kept_and_the_open_record_is_not() -> None:
 
 
 def test_of_an_entry_only_the_ids_seen_are_kept() -> None:
-    seen = (Seen(DIGEST.hex()), Seen(DIGEST[::-1].hex(), msgspec.Raw(b'{"allowed":true}')))
+    seen = (Seen(DIGEST.hex(), NULL), Seen(DIGEST[::-1].hex(), msgspec.Raw(b'{"allowed":true}')))
     entry = encode_record(Entry(customer="acme", at=T, catalog=1, causes=(), seen=seen))
     assert written(entry_key("acme"), entry) == [
         (seen_key(T // DAY_MS, DIGEST), b"%d null" % T),
@@ -83,7 +84,7 @@ def test_a_record_written_twice_leaves_the_table_as_once() -> None:
         (ACCOUNT, account(due_at=T + 5, was_due_at=T)),
         (
             entry_key("acme"),
-            encode_record(Entry(customer="acme", at=T, catalog=1, causes=(), seen=(Seen(DIGEST.hex()),))),
+            encode_record(Entry(customer="acme", at=T, catalog=1, causes=(), seen=(Seen(DIGEST.hex(), NULL),))),
         ),
         (ACCOUNT, account(was_due_at=T + 5)),
     ]
