@@ -44,7 +44,8 @@ def verify(
 
     settings = settings_for(brokers, data_dir)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    shown = console(stderr=True)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task("reading the journal", total=None)
 
         def progress(what: str, done: int, of: int) -> None:
