@@ -354,6 +354,7 @@ WRONG = [
     ({"catalog": {"meters": {"m": {}}}}, "catalog: meters.m"),
     ({"catalog": None}, "catalog: is missing: write it into the scenario, or give one with --catalog"),
     ({"postings": "yes"}, "postings: wants true or false"),
+    ({"events": [used("01:00:00", 1, team="\ud800")]}, "events[0]: cannot be sent as JSON: "),
 ]
 
 

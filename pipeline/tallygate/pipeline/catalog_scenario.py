@@ -162,7 +162,7 @@ def _event(fields: Fields, number: int, customer: str) -> Step:
     if time := fields.take("time", text, ""):
         given["time"] = time
     try:
-        [event] = decode_events(_encode(given), {})
+        [event] = decode_events(_json(given, fields.place), {})
     except Refused as refused:
         raise ScenarioError(f"{fields.place}: {refused.message}") from None
     return Step(at, event, fields.place)
@@ -171,9 +171,17 @@ def _event(fields: Fields, number: int, customer: str) -> Step:
 def _request(fields: Fields, at: int, op: str, given: dict[str, Any], number: int, customer: str) -> Step:
     request = {"type": f"tallygate.{op}.v1", "id": f"{op}-{number}", **({"customer": customer} if customer else {})}
     try:
-        return Step(at, parse_request(_encode(request | given)), fields.place)
+        return Step(at, parse_request(_json(request | given, fields.place)), fields.place)
     except Refused as refused:
         raise ScenarioError(f"{fields.place}: {refused.message}") from None
+
+
+def _json(given: dict[str, Any], place: str) -> bytes:
+    """What is given, as it would be sent."""
+    try:
+        return _encode(given)
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise ScenarioError(f"{place}: cannot be sent as JSON: {error}") from None
 
 
 def _op(value: Any) -> str:
