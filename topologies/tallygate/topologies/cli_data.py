@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for
+from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for, show_table
 from tallygate.topologies.exits import Exit, Trouble
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ def produce(
     path = Path("/dev/stdin") if str(file) == "-" else file
     settings = settings_for(brokers, data_dir)
     columns = (TextColumn("sending events"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    err = console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("sending", total=None)
         report = publish_file(
             settings.librdkafka,
             path,
             on_progress=lambda confirmed: progress.update(task, completed=confirmed),
-            on_wait=progress.console.print,
+            on_wait=err.print,
         )
     if json:
         print_json(report)
@@ -111,21 +112,15 @@ def catalog_show(
 
 
 def _show_catalog(catalog: "Catalog") -> None:
-    from rich.table import Table
-
-    out = console()
-    out.print(f"catalog version {catalog.version}")
-    meters = Table("meter", "counts", "of events", "by", title="meters", title_justify="left")
+    typer.echo(f"catalog version {catalog.version}")
+    meters = []
     for meter in catalog.meters:
-        what = "events" if meter.aggregation == "count" else f"{meter.aggregation} of {meter.value}"
-        meters.add_row(meter.name, what, meter.event_type, ", ".join(meter.dimensions))
-    out.print(meters)
+        counts = "events" if meter.aggregation == "count" else f"{meter.aggregation} of {meter.value}"
+        meters.append((meter.name, counts, meter.event_type, ", ".join(meter.dimensions)))
+    show_table("meters", ("meter", "counts", "of events", "by"), meters)
     for feature in catalog.features:
-        title = f"feature {feature.name}: {_feature_line(feature)}"
-        rates = Table("meter", "costs", "where", "since", title=title, title_justify="left")
-        for rate in feature.rates:
-            rates.add_row(*_rate_row(rate))
-        out.print(rates if feature.rates else f"{title}; no rates")
+        typer.echo(f"feature {feature.name}: {_feature_line(feature)}")
+        show_table("rates", ("meter", "costs", "where", "since"), [_rate_row(rate) for rate in feature.rates])
 
 
 def _feature_line(feature: "Feature") -> str:
@@ -160,12 +155,17 @@ def sql(
     tallygate sql "SELECT reason, count() FROM decisions GROUP BY ALL" --json
     """
     from tallygate.topologies.settings import load_settings
-    from tallygate.topologies.sql_server import ask
+    from tallygate.topologies.sql_server import LISTENING_FILE, ask
 
     if json and csv:
         raise typer.BadParameter("choose one of --json and --csv", param_hint="--csv")
     form = "jsonl" if json else "csv" if csv else "table"
-    typer.echo(ask(load_settings(data_dir=data_dir), question, form), nl=False)
+    settings = load_settings(data_dir=data_dir)
+    if not settings.clickhouse_dsn and not (settings.data_dir / LISTENING_FILE).exists():
+        raise Trouble(
+            Exit.AWAY, f"no sink is running on {settings.data_dir}: start one with `tallygate sink` or `tallygate up`"
+        )
+    typer.echo(ask(settings, question, form), nl=False)
 
 
 @app.command(rich_help_panel="Data")
