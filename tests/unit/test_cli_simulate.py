@@ -45,7 +45,7 @@ def test_check(cli: CommandLine, tmp_path: Path, expected: str, code: int) -> No
     file = _written(tmp_path, {"scenarios": [{**SCENARIO, "name": "one", "expect": [{"balance": expected}]}]})
     said = cli("simulate", file, "--check")
     assert said.code == code
-    assert said.out.endswith("no differences\n" if code == 0 else "1 differences\n")
+    assert said.out.endswith("no differences\n" if code == 0 else "\n1 difference\n")
     differences = json.loads(cli("simulate", file, "--check", "--json").out)["differences"]
     assert len(differences) == code
 

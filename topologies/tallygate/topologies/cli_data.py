@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for, show_table
+from tallygate.topologies.cli_options import (
+    Brokers,
+    DataDir,
+    Json,
+    console,
+    counted,
+    print_json,
+    settings_for,
+    show_table,
+)
 from tallygate.topologies.exits import Exit, Trouble
 
 if TYPE_CHECKING:
@@ -52,7 +61,9 @@ def produce(
     if json:
         print_json(report)
     else:
-        typer.echo(f"{report.events} events ({report.bytes} bytes) are in Kafka, in {report.seconds:.1f} s")
+        typer.echo(
+            f"{counted(report.events, 'event')} ({report.bytes} bytes) sent and confirmed in {report.seconds:.1f} s"
+        )
 
 
 @catalog_app.command("apply")
@@ -78,8 +89,8 @@ def catalog_apply(
     if json:
         print_json({"version": version, "changed": done.changed})
     elif done.changed:
-        meters, features = len(done.catalog.meters), len(done.catalog.features)
-        typer.echo(f"catalog version {version} is in force: {meters} meters, {features} features")
+        holds = f"{counted(len(done.catalog.meters), 'meter')}, {counted(len(done.catalog.features), 'feature')}"
+        typer.echo(f"catalog version {version} is in force: {holds}")
     else:
         typer.echo(f"unchanged: version {version} says the same")
 
@@ -196,7 +207,7 @@ def simulate(
     else:
         for line in differences:
             typer.echo(line)
-        typer.echo("no differences" if not differences else f"{len(differences)} differences")
+        typer.echo(counted(len(differences), "difference") if differences else "no differences")
     if differences:
         raise typer.Exit(Exit.NO)
 
