@@ -81,8 +81,7 @@ def _reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     at = draft.stream_at
     found = _ask(draft, request)
     if found is None:
-        verdict = Verdict(Reason.FEATURE_UNKNOWN, [])
-        return _decided(draft, account, each, verdict, 0, 0)
+        return _decided(draft, account, each, _no_feature(account), 0, 0)
     if account.holds.get(request.id) is not None:
         raise Refused(Reason.ID_CONFLICT, f"hold {request.id!r} is open: use a new id for a new reservation")
     verdict = gate(account, found, at, request.explain)
@@ -118,7 +117,7 @@ def _check(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     assert isinstance(request, Check)
     found = _ask(draft, request)
     if found is None:
-        return _answer(draft, each, Verdict(Reason.FEATURE_UNKNOWN, []))
+        return _answer(draft, each, _no_feature(account))
     verdict = gate(account, found, draft.stream_at, request.explain)
     return replace(
         _answer(draft, each, verdict),
@@ -135,6 +134,13 @@ def _ask(draft: Draft, request: Reserve | Check) -> Ask | None:
     cost = _nanos("credits", request.credits)
     cost += draft.tariff.call_cost(quantities, request.dimensions, draft.stream_at)
     return Ask(feature, cost, quantities, request.dimensions)
+
+
+def _no_feature(account: AccountDraft) -> Verdict:
+    """No such feature; the customer comes before it in the waterfall."""
+    if account.row is None:
+        return Verdict(Reason.CUSTOMER_UNKNOWN, [])
+    return Verdict(Reason.CUSTOMER_SUSPENDED if account.row.suspended else Reason.FEATURE_UNKNOWN, [])
 
 
 def _decided(

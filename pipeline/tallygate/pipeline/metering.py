@@ -9,7 +9,7 @@ from decimal import Decimal
 import msgspec
 
 from tallygate.pipeline.account import AccountDraft
-from tallygate.schemas.amounts import AmountError, quantity_nanos
+from tallygate.schemas.amounts import AMOUNT_NANOS_MAX, AmountError, from_nanos, quantity_nanos
 from tallygate.schemas.catalog import Catalog, Feature, Meter, Rate
 from tallygate.schemas.events import NAME_MAX, UsageEvent
 from tallygate.schemas.instants import HOUR_MS
@@ -43,12 +43,22 @@ class Tariff:
             return 0
         for rate in rates:
             if rate.since <= at and all(dimensions.get(k) == v for k, v in rate.when.items()):
-                return (2 * quantity * rate.credits_nanos + rate.per_nanos) // (2 * rate.per_nanos)
+                return _bounded(meter, (2 * quantity * rate.credits_nanos + rate.per_nanos) // (2 * rate.per_nanos))
         named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
         raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
 
     def call_cost(self, quantities: dict[str, int], dimensions: dict[str, str], at: int) -> int:
         return sum(self.cost(meter, quantity, dimensions, at) for meter, quantity in quantities.items())
+
+
+def _bounded(meter: str, cost: int) -> int:
+    """What one event costs stays as far from the largest sum as what an input may carry."""
+    if cost > AMOUNT_NANOS_MAX:
+        raise Refused(
+            Reason.QUANTITY_INVALID,
+            f"this much of meter {meter!r} costs {from_nanos(cost)} credits, an absurd sum: check quantity and rate",
+        )
+    return cost
 
 
 class Measured(msgspec.Struct, frozen=True, gc=False):
