@@ -58,6 +58,12 @@ class Asker:
     def send(self, request: Request) -> None:
         self.put(topics.REQUESTS, encode_request(request), request.customer)
 
+    def ask_nobody(self, *requests: Request) -> None:
+        """Leaves requests in the topic while no worker runs."""
+        for request in requests:
+            self.send(request)
+        self._producer.flush(30)
+
     def put(self, topic: str, value: bytes | None, key: str, partition: int = -1, reply_to: str = REPLY_TOPIC) -> None:
         self._producer.produce(
             topic,

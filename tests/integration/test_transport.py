@@ -28,14 +28,14 @@ MEMBER = Path(__file__).with_name("transport_member.py")
 class Group:
     """Two input topics, a group and a folder of its own; and its members."""
 
-    def __init__(self, brokers: str, folder: Path) -> None:
+    def __init__(self, brokers: str, folder: Path, partitions: int = PARTITIONS) -> None:
         self.brokers = brokers
         self.folder = folder
         name = uuid.uuid4().hex[:10]
         self.id = f"group.{name}"
         self.topics = [f"usage.{name}", f"requests.{name}"]
         admin = AdminClient({"bootstrap.servers": brokers})
-        for made in admin.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in self.topics]).values():
+        for made in admin.create_topics([NewTopic(topic, partitions, 1) for topic in self.topics]).values():
             made.result(30)
         self.members: list[Member] = []
         self._numbers = itertools.count()
@@ -201,6 +201,31 @@ def in_turn(group: Group) -> None:
         lines = [line for m in group.members for w in ("opening", "closed") for line in m.said(w, partition=partition)]
         told = [line["what"] for line in sorted(lines, key=lambda line: line["at"])]
         assert told == ["opening", "closed"] * (len(told) // 2) + ["opening"] * (len(told) % 2), partition
+
+
+def test_a_member_without_a_partition_takes_over(kafka: Broker, tmp_path: Path) -> None:
+    group = Group(kafka.bootstrap, tmp_path, partitions=1)
+    first, second = group.join(), group.join()
+    try:
+        wait(lambda: first.opened() == [0] or second.opened() == [0], group)
+        owner, spare = (first, second) if first.opened() else (second, first)
+        owner.signal(signal.SIGTERM)
+        assert owner.exit_code() == 0
+        wait(lambda: spare.opened() == [0], group)
+        spare.signal(signal.SIGTERM)
+        assert spare.exit_code() == 0
+    finally:
+        first.end()
+        second.end()
+
+
+def test_a_member_waits_for_a_broker_that_is_not_there_and_can_be_stopped(group: Group) -> None:
+    member = group.join(brokers="127.0.0.1:1")
+    wait(lambda: any("is away" in line for line in member.errors), group)
+    time.sleep(2)
+    member.signal(signal.SIGTERM)
+    assert member.exit_code() == 0
+    assert len([line for line in member.errors if "is away" in line]) == 1
 
 
 def test_a_member_that_is_killed_is_replaced(group: Group) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from asker import Asker, decided, records
 from integration.test_worker import CATALOG, CUSTOMERS, PARTITIONS, grant, reserve, until_owned
@@ -83,6 +85,40 @@ def test_a_broker_away_for_longer_ends_the_worker_and_the_next_one_waits(
         fresh_kafka.start()
         assert asker.ask(reserve("r", CUSTOMERS[0], 500), seconds=60)[0].allowed
         assert again.stop() == 0
+
+
+def test_inputs_deleted_before_they_were_read_stop_the_worker_until_somebody_says_so(
+    fresh_kafka: Kafka, asker: Asker, tmp_path: Path
+) -> None:
+    brokers, customer = fresh_kafka.bootstrap, CUSTOMERS[1]
+    with WorkerProcess(brokers, tmp_path) as worker:
+        asker.ask(grant("g", customer))
+        assert worker.stop() == 0
+    asker.use(customer, "e1", "e2", "e3")
+    asker.ask_nobody(reserve("r1", customer))
+    admin = AdminClient({"bootstrap.servers": brokers})
+    for future in admin.delete_records([TopicPartition(topics.REQUESTS, 1, OFFSET_END)]).values():
+        future.result()
+    with WorkerProcess(brokers, tmp_path) as worker:
+        assert worker.ended() == 1
+        assert "tallygate.requests.v1 partition 1: 1 records were deleted before they were read" in worker.log()
+        assert "set TALLYGATE_SKIP_DELETED_INPUTS=true" in worker.log().splitlines()[-1]
+    with WorkerProcess(brokers, tmp_path, skip_deleted_inputs=True) as worker:
+        assert asker.ask(reserve("r2", customer, 500))[0].allowed
+        assert "going on without them" in worker.log()
+        assert worker.stop() == 0
+
+
+def test_a_journal_that_takes_no_such_batch_is_one_line(fresh_kafka: Kafka, tmp_path: Path) -> None:
+    admin = AdminClient({"bootstrap.servers": fresh_kafka.bootstrap})
+    limit = ConfigEntry("max.message.bytes", "100", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topics.JOURNAL, incremental_configs=[limit])
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result()
+    with WorkerProcess(fresh_kafka.bootstrap, tmp_path) as worker:
+        assert worker.ended() == 1
+        assert "the broker refuses an append" in worker.log().splitlines()[-1]
+        assert "tallygate topics" in worker.log().splitlines()[-1]
 
 
 def rows(table: RocksTable) -> list[tuple[bytes, bytes]]:

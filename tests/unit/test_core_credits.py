@@ -81,6 +81,21 @@ def test_overage_policies_at_the_gate(law: str, story: str, said: str) -> None:
     assert Story(story).said == said
 
 
+WATERFALL = [
+    ("customer before feature", "check 5 never", "customer_unknown"),
+    ("feature before budgets and credits", "budget b 1; check 5 never", "yes feature_unknown"),
+    ("budgets before credits", "budget b 1; check 5", "yes budget_exhausted"),
+    ("credits last", "budget b 5; check 5", "yes credits_exhausted"),
+    ("the same for reservations", "reserve h 5 never; grant a 1; reserve i 5 never; budget b 1; reserve j 5",
+     "customer_unknown yes feature_unknown yes budget_exhausted"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("law", "story", "said"), WATERFALL)
+def test_the_first_that_says_no_gives_the_reason(law: str, story: str, said: str) -> None:
+    assert Story(story).said == said
+
+
 def test_twenty_parallel_reservations_of_75_against_500_admit_exactly_6() -> None:
     story = Story("grant a 500")
     answers = [story.partition.ask(story.request("reserve", [f"h{n}", "75"])) for n in range(20)]

@@ -4,8 +4,8 @@ from decimal import Decimal
 
 import pytest
 
-from partition import Partition
-from stories import Story
+from partition import T0, Partition
+from stories import WORDS, Story
 from tallygate.pipeline.rules import Rules
 from tallygate.schemas.amounts import NANOS
 from tallygate.schemas.instants import HOUR_MS
@@ -190,3 +190,19 @@ def test_a_hold_is_priced_by_its_quantities_and_settled_by_the_actual_ones() -> 
     assert (answer.credits, answer.balance) == ("1", "99")
     [usage] = [entry.usage for entry in partition.entries() if entry.usage]
     assert {(u.meter, u.quantity_nanos // NANOS) for u in usage} == {("output_tokens", 500), ("calls", 1)}
+
+
+def test_what_is_settled_as_estimated_is_usage_of_its_end() -> None:
+    partition = Partition(WORDS)
+    partition.ask(GiveGrant(id="a", customer="acme", amount=Decimal(9)))
+    quantities = {"estimate_units": Decimal(5)}
+    partition.ask(Reserve(id="h", customer="acme", feature="estimate", quantities=quantities, dimensions={"team": "x"}))
+    partition.tick(3600)
+    [delta] = partition.entries()[-1].usage
+    assert (delta.meter, delta.hour - T0, delta.dimensions) == ("estimate_units", 0, {"team": "x"})
+    assert (delta.quantity_nanos, delta.events, delta.late_events, delta.cause) == (5 * NANOS, 1, 0, -1)
+
+
+def test_open_holds_are_listed_by_their_end() -> None:
+    story = Story("grant a 9; reserve a 1 for 60s; reserve c 1 for 30s; reserve b 1 for 30s")
+    assert [hold.id for hold in story.statement().holds] == ["b", "c", "a"]

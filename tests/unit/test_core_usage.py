@@ -56,12 +56,14 @@ RATES = [
 
 @pytest.mark.parametrize(("law", "rates", "dimensions", "at", "cost"), RATES)
 def test_rates(law: str, rates: list[dict[str, Any]], dimensions: dict[str, str], at: str, cost: str) -> None:
-    tariff = Tariff(catalog(rates))
+    assert cost_of(catalog(rates), "1", dimensions, parse_instant(at)) == cost
+
+
+def cost_of(catalog: Catalog, quantity: str, dimensions: dict[str, str], at: int) -> str:
     try:
-        found = from_nanos(tariff.cost("tokens", to_nanos(1), dimensions, parse_instant(at)))
+        return from_nanos(Tariff(catalog).cost("tokens", to_nanos(quantity), dimensions, at))
     except Refused as refused:
-        found = str(refused.reason)
-    assert found == cost
+        return str(refused.reason)
 
 
 ROUNDING = [  # quantity × credits ÷ per, to the nano, half up
@@ -72,7 +74,9 @@ ROUNDING = [  # quantity × credits ÷ per, to the nano, half up
     ("1", "0.000000001", "4", "0"),
     ("0.000000001", "0.5", "1", "0.000000001"),
     ("0.000000001", "0.499999999", "1", "0"),
-    ("1000000000000000", "1000000", "0.000000001", "1000000000000000000000000000000"),
+    ("1000000000000000", "1", "1", "1000000000000000"),
+    ("1000000000000000", "1.000000001", "1", "quantity_invalid"),
+    ("1000000000000000", "1000000000000000", "0.000000001", "quantity_invalid"),
     ("0", "5", "1", "0"),
     ("1500", "2.50", "1000000", "0.00375"),
 ]
@@ -80,8 +84,7 @@ ROUNDING = [  # quantity × credits ÷ per, to the nano, half up
 
 @pytest.mark.parametrize(("quantity", "credits", "per", "cost"), ROUNDING)
 def test_costs_are_rounded_half_up_to_a_nano(quantity: str, credits: str, per: str, cost: str) -> None:
-    tariff = Tariff(catalog([{"credits": credits, "per": per}]))
-    assert from_nanos(tariff.cost("tokens", to_nanos(quantity), {}, 0)) == cost
+    assert cost_of(catalog([{"credits": credits, "per": per}]), quantity, {}, 0) == cost
 
 
 def test_usage_is_priced_at_its_own_time_and_burnt_now() -> None:

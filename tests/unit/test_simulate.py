@@ -226,6 +226,14 @@ def test_counters_of_a_period() -> None:
     assert [(q["usage_in_period"], q["total_grant_usage"]) for q in queries] == [("12", "12"), ("0", "0"), ("2", "0")]
 
 
+def test_what_holds_consume_counts_as_usage_of_grants() -> None:
+    text = (
+        "grant a 9; reserve h 5 02; settle h 4 02; reserve i 5 02; settle i 7 02; reserve j 1 02; release j 02; ask 03"
+    )
+    [query] = run_scenarios(scenario(text))["queries"]
+    assert (query["usage_in_period"], query["total_grant_usage"], query["overage"]) == ("11", "9", "2")
+
+
 def test_numbers_may_be_json_numbers_or_strings() -> None:
     one = scenario("grant a 0.3; use 0.1 02; ask 03")
     other = json.loads(json.dumps(one).replace('"0.3"', "0.3").replace('"0.1"', "0.1"), parse_float=Decimal)

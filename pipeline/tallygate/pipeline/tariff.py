@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tallygate.pipeline.rate_table import RateTable
+from tallygate.schemas.amounts import AMOUNT_NANOS_MAX, from_nanos
 from tallygate.schemas.catalog import Catalog, Entitlement, Meter, Plan, Rate
 from tallygate.schemas.journal import BudgetRow, RateLimitRow
 from tallygate.schemas.reasons import Reason, Refused
@@ -56,7 +57,7 @@ class Tariff:
             for tier in rate.tiers:
                 if quantity > tier.above_nanos:
                     price = tier.credits_nanos
-            return (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos)
+            return _bounded(meter, (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos))
         named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
         raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
 
@@ -68,6 +69,16 @@ class Tariff:
             parts = [self.plans.get(key[0]), *(self.add_ons.get(name) for name in add_ons)]
             found = self._offers[key] = _combined([part for part in parts if part is not None])
         return found
+
+
+def _bounded(meter: str, cost: int) -> int:
+    """What one call costs stays as far from the largest sum as what an input may carry."""
+    if cost > AMOUNT_NANOS_MAX:
+        raise Refused(
+            Reason.QUANTITY_INVALID,
+            f"this much of meter {meter!r} costs {from_nanos(cost)} credits, an absurd sum: check quantity and rate",
+        )
+    return cost
 
 
 def _combined(parts: list[Plan]) -> Offer:

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for
+from tallygate.topologies.cli_options import (
+    Brokers,
+    DataDir,
+    Json,
+    console,
+    counted,
+    print_json,
+    settings_for,
+)
 
 app = typer.Typer()
 
@@ -34,18 +42,21 @@ def produce(
     path = Path("/dev/stdin") if str(file) == "-" else file
     settings = settings_for(brokers, data_dir)
     columns = (TextColumn("sending events"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    err = console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("sending", total=None)
         report = publish_file(
             settings.librdkafka,
             path,
             on_progress=lambda confirmed: progress.update(task, completed=confirmed),
-            on_wait=progress.console.print,
+            on_wait=err.print,
         )
     if json:
         print_json(report)
     else:
-        typer.echo(f"{report.events} events ({report.bytes} bytes) are in Kafka, in {report.seconds:.1f} s")
+        typer.echo(
+            f"{counted(report.events, 'event')} ({report.bytes} bytes) sent and confirmed in {report.seconds:.1f} s"
+        )
 
 
 @app.command(rich_help_panel="Data")

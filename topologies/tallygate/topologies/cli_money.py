@@ -12,14 +12,14 @@ from tallygate.topologies.cli_options import (
     Json,
     Timeout,
     client_for,
-    console,
     pairs,
     print_json,
+    show_table,
 )
 from tallygate.topologies.exits import Exit
 
 if TYPE_CHECKING:
-    from tallygate.schemas.answers import Answer, LimitState, Statement
+    from tallygate.schemas.answers import Answer, GrantView, LimitState, Statement
 
 app = typer.Typer()
 
@@ -271,44 +271,45 @@ def _finish(answer: "Answer", json: bool, text: str) -> None:
 
 
 def _limit_line(limit: "LimitState") -> str:
-    scope = "".join(f" {k}={v}" for k, v in sorted(limit.scope.items()))
+    """A limit as a decision saw it."""
     mark = "ok" if limit.ok else "no" if limit.hard else "over, but soft"
+    return f"  {mark}: {limit.asked} asked of {_limit(limit)}"
+
+
+def _limit(limit: "LimitState") -> str:
+    scope = "".join(f" {k}={v}" for k, v in sorted(limit.scope.items()))
     resets = f", resets {limit.resets_at}" if limit.resets_at else ""
     return (
-        f"  {mark}: {limit.kind} {limit.name}{scope}: {limit.asked} asked, {limit.remaining} of {limit.limit} "
-        f"{limit.unit} left ({limit.used} used, {limit.held} held{resets})"
+        f"{limit.kind} {limit.name}{scope}: {limit.remaining} of {limit.limit} {limit.unit} left "
+        f"({limit.used} used, {limit.held} held{resets})"
     )
 
 
 def _show_statement(statement: "Statement") -> None:
-    from rich.table import Table
-
-    out = console()
-    pools = Table("pool", title="credits", title_justify="left")
-    for name in ("can be spent", "held", "overage"):
-        pools.add_column(name, justify="right")
-    for pool in statement.pools:
-        pools.add_row(pool.pool, pool.balance, pool.held, pool.overage)
-    out.print(pools)
-    if statement.grants:
-        grants = Table("grant", "pool", "category", title="grants", title_justify="left")
-        for name in ("priority", "given", "left", "held"):
-            grants.add_column(name, justify="right")
-        grants.add_column("from")
-        grants.add_column("until")
-        for g in statement.grants:
-            given = (str(g.priority), g.amount, g.balance, g.held)
-            grants.add_row(g.id, g.pool, g.category, *given, g.effective_at, g.expires_at or "")
-        out.print(grants)
-    if statement.holds:
-        holds = Table("hold", "feature", title="open holds", title_justify="left")
-        holds.add_column("credits", justify="right")
-        holds.add_column("until")
-        for hold in statement.holds:
-            holds.add_row(hold.id, hold.feature, hold.credits, hold.expires_at)
-        out.print(holds)
+    show_table(
+        "pools",
+        ("pool", "can be spent>", "held>", "overage>"),
+        [(pool.pool, pool.balance, pool.held, pool.overage) for pool in statement.pools],
+    )
+    show_table(
+        "grants",
+        ("grant", "pool", "category", "priority>", "given>", "left>", "held>", "until"),
+        [(g.id, g.pool, g.category, str(g.priority), g.amount, g.balance, g.held, _until(g)) for g in statement.grants],
+    )
+    show_table(
+        "open holds",
+        ("hold", "feature", "credits>", "until"),
+        [(hold.id, hold.feature, hold.credits, hold.expires_at) for hold in statement.holds],
+    )
+    if statement.limits:
+        typer.echo("budgets")
     for limit in statement.limits:
-        out.print(_limit_line(limit), markup=False)
+        typer.echo(f"  {_limit(limit)}")
+
+
+def _until(grant: "GrantView") -> str:
+    ends = grant.expires_at or "no end"
+    return ends if grant.active else f"{ends}, not active (from {grant.effective_at})"
 
 
 def _instant(text: str | None, option: str) -> datetime | None:

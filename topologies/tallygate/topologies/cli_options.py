@@ -1,6 +1,6 @@
 """What the commands share: options, how settings are found, how results are shown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,3 +75,22 @@ def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def show_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Plain aligned columns, never cut: what stands there can be copied. A name that ends in `>` aligns right."""
+    if not rows:
+        return
+    names = tuple(name.removesuffix(">") for name in columns)
+    widths = [max(len(row[i]) for row in (names, *rows)) for i in range(len(columns))]
+    typer.echo(title)
+    for row in (names, *rows):
+        cells = [
+            text.rjust(width) if name.endswith(">") else text.ljust(width)
+            for name, text, width in zip(columns, row, widths, strict=True)
+        ]
+        typer.echo(f"  {'  '.join(cells)}".rstrip())

@@ -15,6 +15,7 @@ from tallygate.topologies.exits import Exit
 
 if TYPE_CHECKING:
     from tallygate.topologies.local_stack import LocalStack
+    from tallygate.topologies.settings import Settings
 
 app = typer.Typer()
 
@@ -103,15 +104,13 @@ def _show_up(local: "LocalStack", data_dir: Path | None) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    from tallygate.topologies.local_stack import sink_metrics_address
-
     settings = local.settings
     feature = local.catalog.features[0].name if local.catalog.features else "FEATURE"
     where = f" --data-dir {data_dir}" if data_dir is not None else ""
     rows = [
         ("Kafka", settings.kafka_brokers),
         ("catalog", f"version {local.catalog.version}"),
-        ("metrics", f"{settings.metrics_address} (worker), {sink_metrics_address(settings)} (sink)"),
+        ("metrics", _metrics_line(settings)),
         ("data and logs", str(settings.data_dir)),
     ]
     text = Text("\n".join(f"{name:14} {value}" for name, value in rows if value))
@@ -130,6 +129,15 @@ def _show_up(local: "LocalStack", data_dir: Path | None) -> None:
             out.print(
                 f"note: topic {report.name} differs: {difference.what} is {difference.found}, not {difference.wanted}"
             )
+
+
+def _metrics_line(settings: "Settings") -> str:
+    from tallygate.topologies.local_stack import sink_metrics_address
+
+    address = settings.metrics_address
+    if address.endswith(":0"):
+        return "on free ports; the logs name them"
+    return address and f"{address} (worker), {sink_metrics_address(settings)} (sink)"
 
 
 @app.command(rich_help_panel="Running it")

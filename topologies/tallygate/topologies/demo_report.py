@@ -16,16 +16,14 @@ from tallygate.topologies.demo_load import (
     RUNAWAY_CUSTOMER,
     TRIAL_CREDITS,
 )
-from tallygate.topologies.demo_trace import CUSTOMERS, ESTIMATED_OUTPUT_TOKENS, RULE, Totals
+from tallygate.topologies.demo_trace import ESTIMATED_OUTPUT_TOKENS, RULE, Totals
 
 
 def show_start(out: Console) -> None:
     out.print(
-        "28 185 calls of two real LLM services (Azure LLM inference traces 2023, CC BY 4.0; see ATTRIBUTION.md), "
-        f"metered for {len(CUSTOMERS)} invented customers.\n"
-        f"  Who called: {RULE}.\n"
-        "  When: all times are shifted by one amount, so that the last call is now.\n"
-        f"  Conversation calls reserve their input tokens and an estimate of {ESTIMATED_OUTPUT_TOKENS} output tokens, "
+        "28 185 real calls of two LLM services, on a Kafka, a worker and a sink of their own, in a temporary folder.\n"
+        f"Data: Azure LLM inference traces 2023 (CC BY 4.0), shifted in time so that the last call is now. {RULE}. "
+        f"Conversation calls reserve their input tokens and {ESTIMATED_OUTPUT_TOKENS} output tokens, an estimate, "
         "then settle what they took; code calls are usage events with their own times.\n"
     )
 
@@ -34,7 +32,11 @@ def show_figures(figures: Figures, disagreements: list[str], out: Console) -> No
     out.print()
     out.print(_teams(figures))
     out.print(_credits(figures))
+    out.print(
+        f"Each was given {TRIAL_CREDITS} promotional credits, which burn first, and {_number(PAID_CREDITS)} paid.\n"
+    )
     out.print(_agreement(figures))
+    out.print()
     out.print(
         f"Runaway agent: {figures.runaway_asked} reservations of {RUNAWAY_CREDITS} credits at once, against its budget "
         f"of {RUNAWAY_BUDGET}: {figures.runaway_allowed} allowed."
@@ -75,8 +77,6 @@ def _teams(figures: Figures) -> Table:
 
 def _credits(figures: Figures) -> Table:
     table = _table("Credits by customer", "customer")
-    table.caption = f"each was given {TRIAL_CREDITS} promotional, which burn first, and {_number(PAID_CREDITS)} paid"
-    table.caption_justify = "left"
     for column in ("spent", "held", "left"):
         table.add_column(column, justify="right")
     for customer, statement in figures.statements.items():

@@ -39,8 +39,8 @@ USERS: Final[dict[Trace, tuple[tuple[str, str], ...]]] = {
     ),
 }
 RULE: Final = (
-    "customer, user (which gives the team), agent and model of a call follow from the CRC-32 of its trace and row "
-    "number; the traces themselves name nobody"
+    "Who called is invented: customer, team, user, agent and model follow from the CRC-32 of "
+    "a call's trace and row number"
 )
 
 #: What a conversation call sets aside for its answer, whose length nobody knows beforehand. The trace's mean is 211.

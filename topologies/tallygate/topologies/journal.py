@@ -12,14 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    KafkaConnectionError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.helpers import create_ssl_context
 
 from tallygate.connectors.consuming import LaneTrouble, broker_watch, replay
 from tallygate.connectors.lanes import Lane
 from tallygate.schemas.records import Chunk, Record
 from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL, JOURNAL_BATCH_BYTES_MAX
-from tallygate.topologies.cluster import Cluster
+from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.ports import AppendUnknown, Pair
 from tallygate.topologies.settings import Settings
 
@@ -41,6 +49,13 @@ _SSL_OPTIONS: Final = {
 }
 
 _AGAIN_SECONDS: Final = 0.5
+_REFUSALS: Final = (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
 
 
 def producer_options(kafka_config: Mapping[str, str]) -> dict[str, Any]:
@@ -89,7 +104,10 @@ class JournalWriter:
                 return
 
     async def append(self, partition: int, records: Sequence[Pair], term: int, seq: int) -> None:
-        """Appends all records as one batch and returns when the broker has it. Raises `AppendUnknown`."""
+        """Appends all records as one batch and returns when the broker has it.
+
+        Raises `AppendUnknown`, or `ClusterTrouble` where the broker said no and will say so again.
+        """
         batch = self._producer.create_batch()
         headers = [(HEADER_TERM, b"%d" % term), (HEADER_SEQ, b"%d" % seq)]
         for key, value in records:
@@ -99,6 +117,11 @@ class JournalWriter:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await (await self._producer.send_batch(batch, JOURNAL, partition=partition))
+        except _REFUSALS as error:
+            raise ClusterTrouble(
+                f"{JOURNAL} partition {partition}: the broker refuses an append of {len(records)} records "
+                f"({error}): do its settings fit (`tallygate topics` compares them), and may this worker write it?"
+            ) from error
         except (KafkaError, TimeoutError) as error:
             raise AppendUnknown(
                 f"journal partition {partition}: an append of {len(records)} records was not answered "

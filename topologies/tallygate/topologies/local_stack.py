@@ -211,9 +211,13 @@ class LocalStack:
         folder = self.settings.data_dir / "members"
         folder.mkdir(parents=True, exist_ok=True)
         self._say("starting a worker and a sink")
+        worker = self.settings
+        if self._kafka is not None and not worker.instance_id:
+            # The only worker of this cluster: started again, it need not wait for its former session to end.
+            worker = worker.model_copy(update={"instance_id": "local-stack"})
         sink = self.settings.model_copy(update={"metrics_address": sink_metrics_address(self.settings)})
         self._members = [
-            Member("worker", self.settings, folder, self._say),
+            Member("worker", worker, folder, self._say),
             Member("sink", sink, folder, self._say),
         ]
         for member in self._members:

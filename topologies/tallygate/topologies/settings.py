@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     tick_ms: int = Field(default=1_000, ge=10, le=60_000, description="how often the clock enters the journal")
     step_events_max: int = Field(default=256, ge=1, le=100_000, description="usage events decided in one step")
     step_requests_max: int = Field(default=256, ge=1, le=100_000, description="requests decided in one step")
+    skip_deleted_inputs: bool = Field(
+        default=False, description="go on though inputs were deleted (by retention) before a worker read them"
+    )
     clickhouse_dsn: str = Field(
         default="", description="of the sink; default: chdb:///<data_dir>/clickhouse, the embedded engine"
     )

@@ -382,7 +382,7 @@ class Transport(base.Transport):  # type: ignore[misc]
 
     @property
     def brokers(self) -> str:
-        return ",".join(f"{url.host}:{url.port or 9092}" for url in self.url)
+        return ",".join(url.raw_authority for url in self.url)  # with the brackets of an IPv6 address
 
     def create_consumer(self, callback: Any, **kwargs: Any) -> Any:
         # The stream in pure Python acks what it skips, so that a chunk would be lost in a rebalance.

@@ -188,24 +188,40 @@ class Worker:
     async def opening(self, partition: int) -> Mapping[str, int]:
         owned = self._owned[partition] = self._owner_of(partition)
         try:
-            offsets = await owned.open()
-            for topic in (USAGE, REQUESTS):
-                if topic not in offsets:
-                    offsets[topic] = (await self._cluster.bounds(topic, partition))[0]
+            found = await owned.open()
+            offsets = {topic: await self._begin(topic, partition, found.get(topic)) for topic in (USAGE, REQUESTS)}
         except Exception as error:  # noqa: BLE001  # whatever it is, the partition cannot be served
             self.fail(error)
-        self.metrics.owned.inc()
+        self._count_owned()
         return offsets
 
     async def closing(self, partition: int) -> None:
-        owned = self._owned.pop(partition)
-        if owned.working:
-            self.metrics.owned.dec()
-        await owned.close()
+        await self._owned.pop(partition).close()
+        self._count_owned()
         self.metrics.forget(partition)
 
     async def lost(self, partitions: Collection[int]) -> None:
         self.fail(OwnershipLost(f"the group has given partitions {sorted(partitions)} away: the session ended"))
+
+    def _count_owned(self) -> None:
+        self.metrics.owned.set(sum(owned.working for owned in self._owned.values()))
+
+    async def _begin(self, topic: str, partition: int, following: int | None) -> int:
+        """Where to read on: at the offset that follows the last applied one, if the topic still holds it."""
+        begin, end = await self._cluster.bounds(topic, partition)
+        if following is None:
+            return begin
+        if following > end:
+            raise ClusterTrouble(
+                f"{topic} partition {partition} ends at offset {end}, and the journal has applied {following - 1} "
+                "already: the topic was made anew or cut back, and what is in it now cannot be told from what was"
+            )
+        if following < begin:
+            lost = f"{topic} partition {partition}: {begin - following} records were deleted before they were read"
+            if not self._settings.skip_deleted_inputs:
+                raise ClusterTrouble(f"{lost}; to go on without them, set TALLYGATE_SKIP_DELETED_INPUTS=true once")
+            logger.error("%s; going on without them", lost)
+        return max(begin, following)
 
     def _owner_of(self, partition: int) -> OwnedPartition:
         settings = self._settings
