@@ -2,14 +2,26 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tallygate.connectors.clickhouse import Position, Store, StoreAway, StoreError, place_of
+from tallygate.connectors.clickhouse import Position, Store, StoreAway, StoreError, open_client, place_of
 from tallygate.connectors.clickhouse_questions import answer
-from tallygate.connectors.clickhouse_tables import BALANCES, POSTINGS, SCHEMA, USAGE, VERSIONS, Table
+from tallygate.connectors.clickhouse_tables import (
+    AMOUNTS,
+    BALANCES,
+    DECISIONS,
+    MAPPING,
+    POSTINGS,
+    SCHEMA,
+    USAGE,
+    VERSIONS,
+    Table,
+)
 from tallygate.schemas.amounts import AMOUNT_NANOS_MAX
 
 DAY_S = 86_400
@@ -30,7 +42,7 @@ def store(dsn: str) -> Iterator[Store]:
 
 def insert(store: Store, table: Table, *rows: dict[str, Any]) -> None:
     """Rows with what is not given empty."""
-    empty = {"String": "", "LowCardinality(String)": "", "Map(String, String)": {}, "Bool": False}
+    empty = {"String": "", "LowCardinality(String)": "", MAPPING: {}, AMOUNTS: {}, "Bool": False}
     full = [{name: row.get(name, empty.get(type, 0)) for name, type in table.columns.items()} for row in rows]
     store.insert(table, [[row[name] for row in full] for name in table.columns])
 
@@ -46,6 +58,29 @@ def test_preparing_twice_changes_nothing(store: Store) -> None:
     assert ask(store, f"SELECT max(version) AS v FROM {SCHEMA.name}") == [{"v": len(VERSIONS)}]
 
 
+def test_tables_of_the_first_version_get_what_came_later_and_keep_their_rows(dsn: str) -> None:
+    """Before decisions said what was asked."""
+    later = ("quantities", "asked", "at_least", "ttl_seconds", "request")
+    columns = {name: type for name, type in DECISIONS.columns.items() if name not in later}
+    old = Table(DECISIONS.name, columns, DECISIONS.engine)
+    store = Store(dsn)
+    try:
+        with closing(open_client(dsn)) as client:
+            for ddl in (SCHEMA.ddl, old.ddl, *VERSIONS[0]):
+                client.command(ddl)
+        insert(store, old, {"customer": "acme", "id": "a"})
+        insert(store, SCHEMA, {"version": 1})
+        store.prepare()
+        insert(store, DECISIONS, {"customer": "acme", "id": "b", "number": 1, "quantities": {"m": 1, "n": 25 * 10**8}})
+        rows = ask(store, "SELECT id, quantities, asked, request FROM decisions ORDER BY id")
+        assert [(row["id"], {k: Decimal(v) for k, v in row["quantities"].items()}) for row in rows] == [
+            ("a", {}),
+            ("b", {"m": Decimal("0.000000001"), "n": Decimal("2.5")}),
+        ]
+    finally:
+        store.close()
+
+
 def test_tables_of_a_newer_version_are_left_alone(store: Store) -> None:
     insert(store, SCHEMA, {"version": len(VERSIONS) + 1})
     with pytest.raises(StoreError, match="newer Tallygate"):
@@ -53,7 +88,7 @@ def test_tables_of_a_newer_version_are_left_alone(store: Store) -> None:
 
 
 def test_every_view_answers_when_empty(store: Store) -> None:
-    for view in ("postings", "decisions", "usage_hourly", "balances"):
+    for view in ("postings", "decisions", "usage", "usage_hourly", "balances"):
         assert ask(store, f"SELECT count() AS n FROM {view}") == [{"n": 0}]
 
 
