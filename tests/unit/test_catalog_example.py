@@ -13,6 +13,7 @@ from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import Balance, Check, Override, Reserve, Settle, Subscribe
 from tallygate.topologies.catalog_example import example_files
 from tallygate.topologies.catalog_yaml import read_files
+from tallygate.topologies.demo_trace import data_path
 
 DAY = 24 * 3600
 
@@ -185,3 +186,10 @@ def test_prices_by_model(acme: Customer, model: str, quantities: dict[str, int],
     asked = {name: Decimal(value) for name, value in quantities.items()}
     request = Check(id="c", customer="acme", feature="chat", quantities=asked, dimensions={"model": model})
     assert acme.partition.ask(request).credits == credits
+
+
+def test_the_catalog_of_the_demo_can_be_applied() -> None:
+    with data_path("catalog.yaml") as path:
+        catalog = read_files(path).compile(1)
+    assert {meter.name for meter in catalog.meters} == {"input_tokens", "output_tokens", "calls"}
+    assert [feature.name for feature in catalog.features] == ["llm"]

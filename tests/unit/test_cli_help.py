@@ -11,7 +11,8 @@ from tallygate.topologies.exits import MEANINGS
 
 RUNNING = ("up", "demo", "worker", "sink", "topics")
 CREDITS = ("grant", "budget", "reserve", "settle", "release", "check", "balance")
-DATA = ("produce", "sql", "simulate", "catalog apply", "catalog show")
+CATALOG = tuple(f"catalog {name}" for name in ("apply", "diff", "show", "history", "import-prices", "example"))
+DATA = ("produce", "sql", "simulate", *CATALOG)
 COMMANDS = (*RUNNING, *CREDITS, *DATA)
 NOT_FOR_HELP = {"confluent_kafka", "faust", "chdb", "clickhouse_connect", "pydantic_settings", "aiokafka", "rocksdict"}
 
