@@ -34,6 +34,7 @@ from tallygate.schemas.requests import (
     SetBudget,
     SetCustomer,
     SetRateLimit,
+    Settle,
     Subscribe,
     VoidGrant,
 )
@@ -180,6 +181,12 @@ class Money(Story):
     def hold(self, id: str, feature: str = "work", credits: str = "0", **more: Any) -> Answer:
         asked = Reserve(id=id, customer=self.customer, feature=feature, credits=Decimal(credits), **more)
         return self.partition.ask(asked)
+
+    def settle(self, hold: str, quantities: dict[str, Decimal]) -> Answer:
+        """Settle by a meter's units."""
+        self._number += 1
+        id = f"settle-{self._number}"
+        return self.partition.ask(Settle(id=id, customer=self.customer, hold=hold, quantities=quantities))
 
     def estimate(self, feature: str, of: str, **more: Any) -> Answer:
         self._number += 1

@@ -54,7 +54,7 @@ ALERTS = [
     ("a raised limit: not again at once", "cap b 100 at 80", "use 80; cap b 200 at 80; use 1", ["b[] 80 at 80 of 100"]),
     ("a raised limit: again when it is reached", "cap b 100 at 80", "use 80; cap b 200 at 80; use 80; use 1",
      ["b[] 80 at 80 of 100", "b[] 80 at 160 of 200"]),
-    ("raised, but still reached: no news", "cap b 100 at 50", "use 80; cap b 120 at 50; use 1", ["b[] 50 at 80 of 100"]),
+    ("raised, still reached: no news", "cap b 100 at 50", "use 80; cap b 120 at 50; use 1", ["b[] 50 at 80 of 100"]),
     ("raised before it was ever reached", "cap b 100 at 80", "use 70; cap b 200 at 80; use 80; use 10",
      ["b[] 80 at 160 of 200"]),
     ("a lowered limit is reached with the next use", "cap b 100 at 80", "use 70; cap b 80 at 80; use 1",

@@ -101,7 +101,7 @@ def test_the_trace_is_the_whole_waterfall(
     if feature != "owing":
         assert first == reason
     assert {step.step: [limit.name for limit in step.limits] for step in explained.trace} == {
-        **dict.fromkeys(STEPS, []),
+        **{step: list[str]() for step in STEPS},
         "rate_limits": ["flow"],
         "budgets": ["both", "agents", "all"],
         "allowance": ["chat"] if feature == "chat" else [],

@@ -23,6 +23,7 @@ from tallygate.schemas.journal import (
     RateLimitRow,
     Recurrence,
     SubscriptionRow,
+    scope_text,
 )
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.requests import (
@@ -124,8 +125,15 @@ def set_budget(draft: Draft, account: AccountDraft, each: RequestInput) -> Answe
         thresholds=tuple(sorted(set(request.thresholds))),
         observe=request.observe,
     )
+    before = account.budgets.get(request.name)
+    if before is not None and (before.unit, before.scope) != (row.unit, row.scope):
+        raise Refused(
+            Reason.BUDGET_FIXED,
+            f"budget {request.name!r} counts {before.unit} of {scope_text(before.scope) or 'the customer'}: "
+            "its limit, period and thresholds can change; give another unit or scope a name of its own",
+        )
     account.know(draft.stream_at)
-    _decided(draft, account, each, row.limit_nanos)
+    _decided(draft, account, each, row.limit_nanos if row.unit == CREDITS_UNIT else 0)
     account.budgets.put(request.name, row)
     return draft.answer(each)
 
@@ -182,9 +190,8 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
         raise Refused(Reason.MALFORMED, "add_ons: names one twice")
     overrides = tuple(_override(draft, feature, each_) for feature, each_ in request.overrides.items())
     anchor = _instant(request.anchor, at)
-    parts = {plan.name: plan}  # an add-on may be called like the plan
-    parts |= {f"+{name}" if name == plan.name else name: tariff.add_ons[name] for name in request.add_ons}
-    given = [_plan_grant(one, f"{part}:{request.id}", anchor, at) for part in parts for one in parts[part].grants]
+    parts = [plan, *(tariff.add_ons[name] for name in request.add_ons)]
+    given = [_plan_grant(one, f"{part.name}:{request.id}", anchor, at) for part in parts for one in part.grants]
     for grant in given:
         if account.grants.get(grant.id) is not None:
             raise Refused(Reason.ID_CONFLICT, f"grant {grant.id!r} exists: use a new id for a new subscription")
@@ -198,7 +205,7 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
             account.pools.put(pool.pool, replace(pool, resets=None, resets_at=None, preserve_overage=False))
     account.subscriptions.put("", SubscriptionRow(plan.name, request.add_ons, overrides, anchor, at))
     grants.give(account, given, at, cause)
-    for part in parts.values():
+    for part in parts:
         _set_resets(account, part, anchor, at)
     return draft.answer(each)
 

@@ -99,11 +99,16 @@ def _text(value: object) -> str | None:
     return None
 
 
-def call_quantities(feature: Feature, tariff: Tariff, asked: dict[str, Decimal]) -> dict[str, int]:
-    """A request's quantities in nanos; each counting meter of the feature counts one, unless it is named."""
+def call_quantities(
+    feature: Feature, tariff: Tariff, asked: dict[str, Decimal], held: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """A request's quantities in nanos; each counting meter of the feature counts one, unless it is named.
+
+    `held` names meters that count because a hold was placed on them, even where a later catalog has dropped them.
+    """
     quantities: dict[str, int] = {}
     for name, value in asked.items():
-        if name not in feature.meters:
+        if name not in feature.meters and name not in held:
             known = ", ".join(feature.meters) or "none"
             raise Refused(Reason.METER_UNKNOWN, f"feature {feature.name!r} has no meter {name!r}; it has: {known}")
         try:

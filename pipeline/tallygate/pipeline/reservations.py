@@ -265,9 +265,16 @@ def _work(draft: Draft, request: Settle, hold: HoldRow, late: bool) -> _Work:
     feature, at = _feature(draft, hold), draft.stream_at
     if request.quantities is None and request.credits is None:
         return _Work(feature, hold.quantities, hold.credits_nanos, at, fixed=True, late=late)
-    quantities = call_quantities(feature, draft.tariff, request.quantities or {})
+    quantities = call_quantities(feature, draft.tariff, request.quantities or {}, tuple(hold.quantities))
     direct = amount("credits", request.credits or Decimal(0))
-    priced = cost_of(draft.tariff, [], quantities, hold.dimensions, at)
+    try:
+        priced = cost_of(draft.tariff, [], quantities, hold.dimensions, at)
+    except Refused:
+        unpriced = True
+    else:
+        unpriced = any(nanos and name not in feature.meters for name, nanos in quantities.items())
+    if unpriced:  # a later catalog has no price for work that has happened: it costs what was held for it
+        return _Work(feature, quantities, max(0, hold.credits_nanos - direct), at, direct, fixed=True, late=late)
     return _Work(feature, quantities, priced, at, direct, late=late)
 
 
