@@ -154,6 +154,13 @@ def _reached(budget: BudgetRow, row: ScopeRow) -> list[int]:
     return sorted(each for each in thresholds if row.used_nanos * 100 >= each * budget.limit_nanos)
 
 
+def wait_ms(level: Level, at: int) -> int | None:
+    """How long until the level has room for what is asked, if what is held stays held; None: never."""
+    ends = period_end(level.budget.period, level.scope.period_at, level.budget.anchor)
+    fits = level.asked_nanos <= level.budget.limit_nanos - level.scope.held_nanos
+    return ends - at if ends is not None and fits else None
+
+
 def limit_state(level: Level) -> LimitState:
     budget, row = level.budget, level.scope
     ends = period_end(budget.period, row.period_at, budget.anchor)

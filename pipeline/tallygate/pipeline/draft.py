@@ -32,7 +32,7 @@ class Draft:
         self.outcomes: list[Outcome] = []
         self.events = 0
         self.duplicates = 0
-        self._seen: dict[bytes, bytes] = {}
+        self._seen: dict[bytes, tuple[int, bytes]] = {}
 
     def meet(self, source: Source) -> None:
         """Take note of an input's record: its offset, and its instant, which may move stream time on."""
@@ -50,11 +50,12 @@ class Draft:
         """What is remembered of an id, in this transition or before."""
         found = self._seen.get(digest)
         if found is None:
-            found = self.state.seen(digest, self.stream_at, self.rules.remember_ms)
-        return found
+            return self.state.seen(digest, self.stream_at, self.rules.remember_ms)
+        seen_at, memory = found
+        return memory if self.stream_at - seen_at < self.rules.remember_ms else None
 
     def remember(self, account: AccountDraft, digest: bytes, memory: bytes = b"null") -> None:
-        self._seen[digest] = memory
+        self._seen[digest] = self.stream_at, memory
         account.seen.append(Seen(digest.hex(), msgspec.Raw(memory)))
 
     def answer(self, each: RequestInput, reason: Reason = Reason.ALLOWED) -> Answer:

@@ -129,6 +129,13 @@ def consume(draft: AccountDraft, found: list[Allowance], as_held: dict[str, int]
             draft.scopes.put(each.scope.id, replace(each.scope, used_nanos=used))
 
 
+def wait_ms(each: Allowance, at: int) -> int | None:
+    """How long until the next period includes what is asked, if what is held stays held; None: never."""
+    ends = period_end(each.entitlement.period, each.scope.period_at, each.anchor)
+    fits = each.asked_nanos <= each.entitlement.limit_nanos - each.scope.held_nanos
+    return ends - at if ends is not None and fits else None
+
+
 def limit_state(each: Allowance) -> LimitState:
     row = each.scope
     ends = period_end(each.entitlement.period, row.period_at, each.anchor)

@@ -136,7 +136,11 @@ def reset(draft: AccountDraft, pool: str, at: int, cause: int, preserve_overage:
         kept = min(grant.rollover_max_nanos, max(grant.rollover_min_nanos, balance))
         draft.move(granted(grant.id), breakage("forfeited"), max(0, balance - kept), at, cause, pool, grant)
         draft.move(issued(grant.category), granted(grant.id), max(0, kept - balance), at, cause, pool, grant)
-        draft.grants.put(grant.id, replace(grant, balance_nanos=kept, cycle=grant.cycle + 1))
+        whole = balance + grant.held_nanos
+        returnable = max(0, min(grant.rollover_max_nanos, max(grant.rollover_min_nanos, whole)) - kept)
+        draft.grants.put(
+            grant.id, replace(grant, balance_nanos=kept, cycle=grant.cycle + 1, returnable_nanos=returnable)
+        )
     row = draft.pool(pool)
     draft.pools.put(pool, replace(row, usage_nanos=0, grant_usage_nanos=0, period_at=at))
     if preserve_overage:
@@ -187,5 +191,6 @@ def _recur(draft: AccountDraft, grant: GrantRow, at: int) -> None:
             balance_nanos=grant.amount_nanos,
             recurs_at=next_after(grant.recurrence, at),
             cycle=grant.cycle + 1,
+            returnable_nanos=0,
         ),
     )

@@ -115,13 +115,15 @@ def _return(draft: AccountDraft, hold: HoldRow, share: HeldShare, nanos: int, at
         return
     grant = _holding(draft, share)
     back = nanos if grant.active else 0
-    if share.cycle != grant.cycle:  # a reset or recurrence has passed under the hold: it returns what may roll over
-        back = min(back, max(0, grant.rollover_max_nanos - grant.balance_nanos))
+    returnable = grant.returnable_nanos
+    if share.cycle != grant.cycle:  # a reset or recurrence has passed under the hold: it returns what would have stayed
+        back = min(back, returnable)
+        returnable -= back
     lost = breakage("forfeited") if grant.active else end_of(grant)
     draft.move(held(hold.id), granted(grant.id), back, at, cause, grant.pool, grant, hold.feature)
     draft.move(held(hold.id), lost, nanos - back, at, cause, grant.pool, grant, hold.feature)
     held_nanos, balance = grant.held_nanos - nanos, grant.balance_nanos + back
-    _put(draft, replace(grant, held_nanos=held_nanos, balance_nanos=balance), at)
+    _put(draft, replace(grant, held_nanos=held_nanos, balance_nanos=balance, returnable_nanos=returnable), at)
 
 
 def _use(draft: AccountDraft, pool: str, nanos: int) -> None:

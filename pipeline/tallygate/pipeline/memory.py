@@ -22,7 +22,8 @@ End = Literal["settled", "released", "expired"]
 class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A hold that is over: how it ended, and what a late settle needs, like what it held of `allowances`.
 
-    Of a settled one: a digest of what was settled, and the id of the request that did.
+    Of a settled one: a digest of what was settled, and the id of the request that did. `estimated`: its time
+    was over, and it was settled as it was held.
     """
 
     how: End
@@ -34,6 +35,7 @@ class EndedHold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     content: str = ""
     settled_by: str = ""
     allowances: tuple[HeldShare, ...] = ()
+    estimated: bool = False
 
 
 class Payment(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -197,7 +197,7 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     assert isinstance(request, Settle)
     hold = account.holds.get(request.hold)
     content = content_of(replace(request, id="-"))
-    late = hold is None
+    late, ended = hold is None, None
     if hold is None:
         ended = _ended(draft, account, request.hold)
         if ended.how == "settled":
@@ -208,6 +208,8 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     account.know(draft.stream_at)
     if not late:
         holds.lift(account, hold)
+    elif ended is not None and ended.estimated:
+        work = _beyond(work, hold)
     cost, paid, uncovered = _work_done(draft, account, hold, work, cause)
     decision = _decision(draft, each, "settle", cause, hold, cost, uncovered, late)
     # As it was held: the quantities say all, unless credits were held without any.
@@ -278,6 +280,13 @@ def _work(draft: Draft, request: Settle, hold: HoldRow, late: bool) -> _Work:
     return _Work(feature, quantities, priced, at, direct, late=late)
 
 
+def _beyond(work: _Work, hold: HoldRow) -> _Work:
+    """What work took beyond the estimate that was settled for it when its hold's time was over; an estimate stays."""
+    quantities = {name: max(0, nanos - hold.quantities.get(name, 0)) for name, nanos in work.quantities.items()}
+    beyond = max(0, work.priced_nanos + work.direct_nanos - hold.credits_nanos)
+    return replace(work, quantities=quantities, priced_nanos=beyond, direct_nanos=0, fixed=True)
+
+
 def _feature(draft: Draft, hold: HoldRow) -> Feature:
     """The hold's feature; where a later catalog has dropped it, one that pays from the hold's pool."""
     return draft.tariff.features.get(hold.feature) or Feature(hold.feature, (hold.pool,))
@@ -333,7 +342,7 @@ def end_of_time_to_live(draft: Draft, account: AccountDraft, hold: HoldRow, at: 
         _work_done(draft, account, hold, as_held, -1)
     else:
         holds.give_back(account, hold, at, -1)
-    _remember_end(draft, account, hold, "expired")
+    _remember_end(draft, account, hold, "expired", estimated=hold.at_end == "settle")
 
 
 def _ended(draft: Draft, account: AccountDraft, hold: str) -> EndedHold:
@@ -360,7 +369,13 @@ def _late_hold(id: str, ended: EndedHold, draft: Draft) -> HoldRow:
 
 
 def _remember_end(
-    draft: Draft, account: AccountDraft, hold: HoldRow, how: End, content: str = "", settled_by: str = ""
+    draft: Draft,
+    account: AccountDraft,
+    hold: HoldRow,
+    how: End,
+    content: str = "",
+    settled_by: str = "",
+    estimated: bool = False,
 ) -> None:
     ended = EndedHold(
         how,
@@ -372,6 +387,7 @@ def _remember_end(
         content,
         settled_by,
         tuple(share for share in hold.scopes if entitlements.is_allowance(share)),
+        estimated,
     )
     draft.remember(account, digest(account.customer, "hold", hold.id), encode_memory(ended))
 

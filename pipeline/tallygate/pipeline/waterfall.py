@@ -77,7 +77,7 @@ def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool =
         limits=() if plain else seen.limits(explain),
         would_deny=observed,
         trace=seen.trace() if explain else (),
-        retry_after_ms=seen.retry_after_ms() if denied == [Reason.RATE_LIMITED] else None,
+        retry_after_ms=seen.retry_after_ms(at) if denied else None,
         value=right.value,
     )
 
@@ -163,13 +163,25 @@ class _Seen:
             *(entitlements.limit_state(each) for each in self._included),
             self._credits_state(),
         ]
-        return tuple(found) if explain else tuple(state for state in found if not state.ok)
+        return tuple(found) if explain else tuple(state for state in found if not state.ok and state.hard)
 
-    def retry_after_ms(self) -> int | None:
-        """How long until every rate limit lets this through; None where one never does."""
-        waits = [flow.retry_after_ms for flow in self._flows if not flow.limit.observe]
+    def retry_after_ms(self, at: int) -> int | None:
+        """How long until everything that denies lets this through; None where waiting does not help."""
+        waits: list[int | None] = [flow.retry_after_ms for flow in self._flows if not flow.limit.observe]
+        waits += [
+            budgets.wait_ms(level, at)
+            for level in self._levels
+            if level.budget.hard and not level.budget.observe and not level.has_room
+        ]
+        waits += [
+            entitlements.wait_ms(each, at)
+            for each in self._included
+            if not each.entitlement.observe and not each.has_room
+        ]
+        if not (self._may_owe or self._ask.feature.observe):
+            waits.append(None)
         known = [wait for wait in waits if wait is not None]
-        return max(known) if len(known) == len(waits) else None
+        return max(known) if known and len(known) == len(waits) else None
 
     def trace(self) -> tuple[Step, ...]:
         """The whole waterfall, step by step."""

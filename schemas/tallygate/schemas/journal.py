@@ -60,7 +60,8 @@ class GrantRow(_Row, frozen=True, tag="grant.v1"):
     """Credits given once. `balance_nanos` can be spent; `held_nanos` is set aside by holds.
 
     A recurrence sets the balance to the amount at `recurs_at`, the next one; a reset keeps between the two rollovers.
-    Either opens a new `cycle`. `source`: the subscription that gave it.
+    Either opens a new `cycle`, in which holds of earlier ones return `returnable_nanos` at most. `source`: the
+    subscription that gave it.
     """
 
     id: str
@@ -82,6 +83,7 @@ class GrantRow(_Row, frozen=True, tag="grant.v1"):
     rollover_min_nanos: int = 0
     rollover_max_nanos: int = 0
     cycle: int = 0
+    returnable_nanos: int = 0
     source: str = ""
 
 

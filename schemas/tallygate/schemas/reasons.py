@@ -36,6 +36,7 @@ class Reason(StrEnum):
     GRANT_ENDED = "grant_ended"
     GRANT_BACKDATED = "grant_backdated"
     RESET_REFUSED = "reset_refused"
+    BUDGET_FIXED = "budget_fixed"
     PLAN_UNKNOWN = "plan_unknown"
     EVENT_UNKNOWN = "event_unknown"
     UNPRICED = "unpriced"
