@@ -1,4 +1,4 @@
-"""The tables that the sink fills, and the five views that people read.
+"""The tables that the sink fills, and the views that people read; those for accountants are in `clickhouse_revenue`.
 
 | view | a row is | the table behind it, and what makes a row the same row |
 |---|---|---|
@@ -7,6 +7,7 @@
 | `usage` | what one event or settled call added to an hour | `sink_usage_deltas`: customer, partition, offset, number |
 | `usage_hourly` | a meter's total in an hour, for one set of dimensions | `sink_usage`: customer, meter, hour, scope |
 | `balances` | a grant, or a pool itself (`grant` = '') | `sink_balances`: customer, kind, id |
+| `alerts` | a threshold of a budget reached for the first time in its period | `sink_alerts`: as decisions |
 
 `balances` adds up: `sum(balance)`, `sum(held)` and `sum(overage)` by pool are the pool's own, because a grant's row
 carries what it holds, and the pool's own row only what is owed. A grant that is not active has a balance of 0.
@@ -38,6 +39,8 @@ Tables are synced to disk with each insert: the offsets must not survive a power
 
 from dataclasses import dataclass
 from typing import Final
+
+from tallygate.connectors.clickhouse_revenue import REVENUE_VIEWS
 
 STRING: Final = "String"
 WORD: Final = "LowCardinality(String)"
@@ -176,6 +179,25 @@ BALANCES: Final = Table(
     "ReplacingMergeTree(version, removed) ORDER BY (customer, kind, id)",
 )
 
+ALERTS: Final = Table(
+    "sink_alerts",
+    {
+        "customer": STRING,
+        "budget": WORD,
+        "scope": MAPPING,
+        "unit": WORD,
+        "threshold": INTEGER,
+        "budget_limit": AMOUNT,
+        "used": AMOUNT,
+        "period_at": INSTANT,
+        "at": INSTANT,
+        **_CAUSE,
+        **_PLACE,
+        "number": INTEGER,
+    },
+    "ReplacingMergeTree PARTITION BY toYYYYMM(at) ORDER BY (customer, partition, offset, number)",
+)
+
 OFFSETS: Final = Table(
     "sink_offsets",
     {
@@ -198,6 +220,7 @@ VERSIONS: Final = (
         USAGE_DELTAS.ddl,
         *(f"ALTER TABLE {DECISIONS.name} ADD COLUMN IF NOT EXISTS `{n}` {type}" for n, type in _ASKED.items()),
     ),
+    (ALERTS.ddl,),
 )
 
 #: Made anew at each start: a view holds nothing.
@@ -211,4 +234,6 @@ VIEWS: Final = (
     "SELECT customer, pool, if(kind = 'grant', id, '') AS grant, balance, held, overage, "
     "amount, category, priority, effective_at, expires_at, active "
     f"FROM {BALANCES.name} FINAL",
+    f"CREATE OR REPLACE VIEW alerts AS SELECT * FROM {ALERTS.name} FINAL",
+    *REVENUE_VIEWS,
 )

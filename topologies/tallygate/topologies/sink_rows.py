@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallygate.connectors.clickhouse_tables import BALANCES, DECISIONS, POSTINGS, USAGE, USAGE_DELTAS, Table
+from tallygate.connectors.clickhouse_tables import ALERTS, BALANCES, DECISIONS, POSTINGS, USAGE, USAGE_DELTAS, Table
 from tallygate.schemas.instants import SECOND_MS
 from tallygate.schemas.journal import Cause, Entry, GrantRow, PoolRow, UsageRow, decode_record, scope_text, split_key
 
@@ -19,7 +19,7 @@ INSTANT_MAX: Final = 10_413_791_999_999
 #: The cause of what stream time alone brought about.
 _TIME: Final = Cause("", -1, -1, "")
 
-_TABLES: Final = (POSTINGS, DECISIONS, USAGE, USAGE_DELTAS, BALANCES)
+_TABLES: Final = (POSTINGS, DECISIONS, USAGE, USAGE_DELTAS, BALANCES, ALERTS)
 _MAPPED: Final = frozenset({"entry", "usage", "grant", "pool"})
 
 _limits_text = msgspec.json.Encoder().encode
@@ -42,14 +42,14 @@ class Batch:
         """The tables that have rows."""
         return [(table, self._columns[table.name]) for table in _TABLES if self._columns[table.name][0]]
 
-    def add(self, partition: int, offset: int, term: int, seq: int, key: bytes, value: bytes | None) -> None:
-        """Adds an accepted record's rows. Raises `UnreadableRecord`."""
+    def add(self, partition: int, offset: int, term: int, seq: int, key: bytes, value: bytes | None) -> Entry | None:
+        """Adds an accepted record's rows; returns it where it is an entry. Raises `UnreadableRecord`."""
         if key[:1] == b"\0":
-            return
+            return None
         try:
             customer, kind, id = split_key(key)
             if kind not in _MAPPED:
-                return
+                return None
             record = None if value is None else decode_record(value)
         except (ValueError, msgspec.MsgspecError) as error:
             raise UnreadableRecord(str(error)) from error
@@ -64,6 +64,8 @@ class Batch:
                 self._add_decisions(record, place)
                 if record.usage:
                     self._add_deltas(record, place)
+                self._add_alerts(record, place)
+                return record
             case UsageRow():
                 self._add_usage(customer, record, offset)
             case GrantRow():
@@ -75,6 +77,7 @@ class Batch:
                 )
             case _:
                 raise UnreadableRecord(f"a record of kind {kind!r} holds {type(record).__name__}")
+        return None
 
     def _add_postings(self, entry: Entry, place: tuple[int, ...]) -> None:
         legs = entry.postings
@@ -125,6 +128,28 @@ class Batch:
                 decision.at_least,
                 decision.ttl_seconds,
                 decision.request,
+            )
+
+    def _add_alerts(self, entry: Entry, place: tuple[int, ...]) -> None:
+        for number, alert in enumerate(entry.alerts):
+            cause = entry.causes[alert.cause] if alert.cause >= 0 else _TIME
+            self._row(
+                ALERTS,
+                entry.customer,
+                alert.budget,
+                alert.scope,
+                alert.unit,
+                alert.threshold,
+                alert.limit_nanos,
+                alert.used_nanos,
+                alert.period_at,
+                alert.at,
+                cause.topic,
+                cause.partition,
+                cause.offset,
+                cause.id,
+                *place,
+                number,
             )
 
     def _add_deltas(self, entry: Entry, place: tuple[int, ...]) -> None:
