@@ -16,6 +16,7 @@ from tallygate.schemas.catalog_file import read_catalog
 from tallygate.schemas.events import BATCH, UsageEvent, decode_events
 from tallygate.schemas.journal import DecisionRecord, decode_record
 from tallygate.schemas.ledger import Posting
+from tallygate.schemas.published import decode_published
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.requests import parse_request
 from tallygate.schemas.samples_requests import Sample
@@ -29,6 +30,7 @@ READERS: dict[str, Callable[[bytes], Any]] = {
     "decision": msgspec.json.Decoder(DecisionRecord).decode,
     "row-": decode_record,
     "entry": decode_record,
+    "published-": decode_published,
     "catalog": decode_catalog,
 }
 BOTH = [

@@ -32,6 +32,7 @@ def test_every_wire_form_has_a_schema() -> None:
         "decision",
         "journal-record",
         "posting",
+        "published",
         "request",
         "usage-event",
     ]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallygate.schemas import samples, samples_catalog, samples_requests
+from tallygate.schemas import samples, samples_catalog, samples_published, samples_requests
 from tallygate.schemas.amounts import AMOUNT_SCHEMA
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.catalog import Catalog
@@ -23,6 +23,7 @@ from tallygate.schemas.events import BATCH, ID_MAX, UsageEvent, encode_event
 from tallygate.schemas.journal import DecisionRecord, Journaled
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.names import NAME_MAX, NAME_PATTERN
+from tallygate.schemas.published import Published
 from tallygate.schemas.requests import Request
 from tallygate.schemas.samples_requests import Sample
 
@@ -71,6 +72,7 @@ def _schemas() -> Iterator[tuple[str, Json]]:
     yield "journal-record", _document("Journal record", Journaled, samples.JOURNAL, text=_JOURNAL_TEXT)
     yield "posting", _document("Posting", Posting, (samples.POSTING,), text=_POSTING_TEXT)
     yield "decision", _document("Decision", DecisionRecord, (samples.DECISION,), text=_DECISION_TEXT)
+    yield "published", _document("Published", Published, samples_published.PUBLISHED, text=_PUBLISHED_TEXT)
     yield "catalog", _document("Catalog", Catalog, (samples.CATALOG,), text=_CATALOG_TEXT)
     yield "catalog-file", _framed("Catalog file", CatalogFile.model_json_schema(), [samples_catalog.FILE], _FILE_TEXT)
 
@@ -89,6 +91,10 @@ A value on tallygate.journal.v1; `row` says which. Amounts are integers of 10⁻
 in UTC. Readers ignore fields they do not know."""
 _POSTING_TEXT: Final = "One leg of an entry, as an array; an entry's legs sum to zero per asset."
 _DECISION_TEXT: Final = "A decision as an entry of the journal holds it."
+_PUBLISHED_TEXT: Final = """
+A value on tallygate.decisions.v1, tallygate.postings.v1 or tallygate.alerts.v1, keyed by customer; `type` says which.
+Amounts are decimal strings, instants RFC 3339 in UTC. It comes at least once, each time with the same
+tallygate-record-id header. Readers ignore fields they do not know."""
 _CATALOG_TEXT: Final = "One immutable version of the catalog on tallygate.catalog.v1, keyed by its version number."
 _FILE_TEXT: Final = "The catalog as people write it in YAML, for `tallygate catalog apply`."
 

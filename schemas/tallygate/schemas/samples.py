@@ -13,6 +13,7 @@ import msgspec
 from tallygate.schemas import answers, catalog, journal, ledger, samples_catalog
 from tallygate.schemas.events import UsageEvent
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.samples_published import PUBLISHED
 from tallygate.schemas.samples_requests import REQUESTS, WHO, Sample
 
 _AT: Final = 1_767_268_800_000  # 2026-01-01T12:00:00Z
@@ -192,6 +193,7 @@ JOURNAL: Final = (
             rollover_min_nanos=1,
             rollover_max_nanos=500_000_000_000,
             cycle=2,
+            returnable_nanos=3,
             source="pro:contract-1",
         ),
         journal.GrantRow(
@@ -352,4 +354,4 @@ JOURNAL: Final = (
 
 CATALOG: Final = Sample("catalog", samples_catalog.FULL, catalog.Catalog(version=1))
 
-SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, CATALOG)
+SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG)

@@ -15,6 +15,9 @@ REQUESTS: Final = "tallygate.requests.v1"
 JOURNAL: Final = "tallygate.journal.v1"
 CATALOG: Final = "tallygate.catalog.v1"
 DEAD_LETTERS: Final = "tallygate.dead-letters.v1"
+DECISIONS: Final = "tallygate.decisions.v1"
+POSTINGS: Final = "tallygate.postings.v1"
+ALERTS: Final = "tallygate.alerts.v1"
 REPLIES_PREFIX: Final = "tallygate.replies."
 
 #: What a reply topic may be called, unless the operator lists others.
@@ -37,8 +40,13 @@ HEADER_DEAD_REASON: Final = "tallygate-reason"
 HEADER_DEAD_MESSAGE: Final = "tallygate-message"
 HEADER_DEAD_SOURCE: Final = "tallygate-source"
 
+#: Record header of decisions, postings and alerts: the same for a record that comes again.
+HEADER_RECORD_ID: Final = "tallygate-record-id"
+
 #: A usage event's largest size on the wire, in bytes.
 EVENT_BYTES_MAX: Final = 64 * 1024
+#: The largest record of the catalog, of dead letters and of decisions, in bytes.
+RECORD_BYTES_MAX: Final = 4 * 1024 * 1024
 #: The journal's largest batch, in bytes: one transition is one batch.
 JOURNAL_BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
 
@@ -67,6 +75,7 @@ def reply_topic(service: str) -> str:
 def topic_specs(partitions: int = PARTITIONS_DEFAULT, services: tuple[str, ...] = ("cli",)) -> list[TopicSpec]:
     """Every topic that Tallygate needs, in the order in which they are declared."""
     arrival = {"message.timestamp.type": "LogAppendTime"}
+    large = {"max.message.bytes": str(RECORD_BYTES_MAX)}
     specs = [
         TopicSpec(USAGE, partitions, {**arrival, "retention.ms": str(7 * DAY_MS)}),
         TopicSpec(REQUESTS, partitions, {**arrival, "retention.ms": str(7 * DAY_MS)}),
@@ -81,12 +90,15 @@ def topic_specs(partitions: int = PARTITIONS_DEFAULT, services: tuple[str, ...] 
                 "segment.ms": str(6 * HOUR_MS),
             },
         ),
-        TopicSpec(CATALOG, 1, {"cleanup.policy": "compact", "max.message.bytes": str(4 * 1024 * 1024)}),
+        TopicSpec(CATALOG, 1, {"cleanup.policy": "compact", **large}),
         TopicSpec(
             DEAD_LETTERS,
             partitions,
-            {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(4 * 1024 * 1024)},
+            {"retention.ms": str(30 * DAY_MS), **large},
         ),
+        TopicSpec(DECISIONS, partitions, {"retention.ms": str(7 * DAY_MS), **large}),
+        TopicSpec(POSTINGS, partitions, {"retention.ms": str(7 * DAY_MS)}),
+        TopicSpec(ALERTS, partitions, {"retention.ms": str(30 * DAY_MS)}),
     ]
     specs += [TopicSpec(reply_topic(s), REPLY_PARTITIONS, {"retention.ms": str(HOUR_MS)}) for s in services]
     return specs

@@ -15,6 +15,9 @@ from tallygate.schemas.topics import PARTITIONS_DEFAULT, REPLIES_PREFIX
 
 ENV_PREFIX: Final = "TALLYGATE_"
 
+#: What the sink can publish.
+RELAYED: Final = ("decisions", "postings", "alerts")
+
 #: The consumer group of all workers of one installation.
 GROUP: Final = "tallygate-workers"
 
@@ -66,6 +69,10 @@ class Settings(BaseSettings):
     clickhouse_dsn: str = Field(
         default="", description="of the sink; default: chdb:///<data_dir>/clickhouse, the embedded engine"
     )
+    relay: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=lambda: frozenset(RELAYED),
+        description="what the sink publishes on topics of its own; empty: nothing",
+    )
     sql_address: str = Field(default="127.0.0.1:9466", description="where the sink answers `tallygate sql`")
     metrics_address: str = Field(default="127.0.0.1:9464", description="where Prometheus reads a worker's metrics")
 
@@ -90,7 +97,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} has a setting of its own")
         return value
 
-    @field_validator("reply_topics", mode="before")
+    @field_validator("reply_topics", "relay", mode="before")
     @classmethod
     def _comma_list(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -103,6 +110,13 @@ class Settings(BaseSettings):
         for topic in sorted(value):
             if not topic.startswith(REPLIES_PREFIX):
                 raise ValueError(f"{topic!r} does not start with {REPLIES_PREFIX!r}")
+        return value
+
+    @field_validator("relay", mode="after")
+    @classmethod
+    def _only_what_is_relayed(cls, value: frozenset[str]) -> frozenset[str]:
+        if unknown := sorted(value.difference(RELAYED)):
+            raise ValueError(f"{unknown[0]!r} is not relayed: choose among {', '.join(RELAYED)}")
         return value
 
     @field_validator("sql_address", "metrics_address")

@@ -1,6 +1,7 @@
-"""The sink: journal → ClickHouse, exactly once (`connectors/clickhouse_tables.py` says how).
+"""The sink: journal → ClickHouse, exactly once (`connectors/clickhouse_tables.py` says how); and the relay's topics.
 
-One loop in one thread: read, map, and when a batch is full or half a second old, insert its rows, then the offsets.
+One loop in one thread: read, publish, map, and when a batch is full or half a second old, wait until what was published
+is confirmed, insert the batch's rows, then the offsets.
 Beside it, for an embedded engine, a server that answers `tallygate sql`, and the metrics.
 """
 
@@ -16,6 +17,7 @@ from typing import Final, TypeVar
 from tallygate.connectors.clickhouse import Store, StoreAway, StoreError, is_embedded, place_of
 from tallygate.schemas.topics import JOURNAL
 from tallygate.topologies.metrics import MetricsError
+from tallygate.topologies.relay import Relay, RelayTrouble, Stopped
 from tallygate.topologies.settings import ENV_PREFIX, Settings
 from tallygate.topologies.sink_journal import JournalReader, JournalTrouble, behind_seconds, find_journal
 from tallygate.topologies.sink_metrics import MetricsPage, SinkMetrics
@@ -37,18 +39,21 @@ _OBSERVE_SECONDS: Final = 0.5
 T = TypeVar("T")
 
 
-class _Stopped(Exception):
-    """Told to stop while waiting."""
-
-
 class Sink:
-    """Moves the journal into the store until `stop` is set. Both belong to the caller, who closes them."""
+    """Moves the journal into the store and the relay until `stop` is set. All belong to the caller, who closes them."""
 
     def __init__(
-        self, store: Store, reader: JournalReader, journal: str, metrics: SinkMetrics, stop: threading.Event
+        self,
+        store: Store,
+        reader: JournalReader,
+        relay: Relay,
+        journal: str,
+        metrics: SinkMetrics,
+        stop: threading.Event,
     ) -> None:
         self._store = store
         self._reader = reader
+        self._relay = relay
         self._journal = journal
         self._metrics = metrics
         self._stop = stop
@@ -58,9 +63,9 @@ class Sink:
         self._since = 0.0  # when the batch's first record was read; 0: it has none
 
     def run(self) -> None:
-        """Raises `StoreError` or `JournalTrouble` when it cannot go on; what is stored is right then, too."""
+        """Raises `StoreError`, `JournalTrouble` or `RelayTrouble` when it cannot go on; what is stored is right."""
         while not self._stop.is_set():
-            count, size = self._reader.read(self._batch.add, _READ_RECORDS, _READ_SECONDS)
+            count, size = self._reader.read(self._take, _READ_RECORDS, _READ_SECONDS)
             self._records += count
             self._bytes += size
             if count and not self._since:
@@ -71,6 +76,11 @@ class Sink:
                 self._reader.probe()
             self._observe()
         self._flush()
+
+    def _take(self, partition: int, offset: int, term: int, seq: int, key: bytes, value: bytes | None) -> None:
+        entry = self._batch.add(partition, offset, term, seq, key, value)
+        if entry is not None:
+            self._relay.publish(entry, partition, offset, term, seq)
 
     def _is_due(self) -> bool:
         if not self._since:
@@ -83,6 +93,7 @@ class Sink:
         moved = {t.partition: t.position for t in self._reader.tracks.values() if t.position != t.saved}
         if not moved:
             return
+        self._relay.flush()
         started = time.perf_counter()
         for table, columns in self._batch.filled():
             persist(partial(self._store.insert, table, columns), self._stop, self._metrics)
@@ -112,7 +123,7 @@ class Sink:
 
 
 def persist(call: Callable[[], T], stop: threading.Event, metrics: SinkMetrics) -> T:
-    """The call's result, however long ClickHouse is away; said once. Told to stop meanwhile: `_Stopped`.
+    """The call's result, however long ClickHouse is away; said once. Told to stop meanwhile: `Stopped`.
 
     It is called once even where the stop came before: the last batch gets its chance.
     """
@@ -126,7 +137,7 @@ def persist(call: Callable[[], T], stop: threading.Event, metrics: SinkMetrics) 
                 logger.warning("sink: %s; waiting", away)
                 said = True
             if stop.wait(_RETRY_SECONDS):
-                raise _Stopped from away
+                raise Stopped from away
             continue
         if said:
             logger.warning("sink: ClickHouse is back")
@@ -148,9 +159,9 @@ def run_sink(
     try:
         with ExitStack() as running, _stop_on_signals(stop):
             _run(settings, accept_gap, partitions, stop, running)
-    except _Stopped:
+    except Stopped:
         return 0
-    except (StoreError, JournalTrouble, SqlServerError, MetricsError) as error:
+    except (StoreError, JournalTrouble, RelayTrouble, SqlServerError, MetricsError) as error:
         logger.error("sink: %s", error)
         return 1
     return 0
@@ -179,12 +190,15 @@ def _run(
     wanted = journal.partitions if partitions is None else partitions
     if unknown := set(wanted) - set(journal.partitions):
         raise JournalTrouble(f"{JOURNAL} has the partitions 0 to {journal.partitions[-1]}, and no {min(unknown)}")
+    relay = Relay(settings.librdkafka, settings.relay, stop, metrics)
+    running.callback(relay.close)
+    relay.wait_for_topics()
     positions = persist(lambda: store.positions(journal.id), stop, metrics)
     reader = JournalReader(settings.librdkafka, accept_gap=accept_gap, stop=stop)
     running.callback(reader.close)
     reader.start(wanted, positions)
     logger.info("sink: %d partitions of %s → %s", len(reader.tracks), JOURNAL, place_of(settings.clickhouse))
-    Sink(store, reader, journal.id, metrics, stop).run()
+    Sink(store, reader, relay, journal.id, metrics, stop).run()
 
 
 @contextmanager

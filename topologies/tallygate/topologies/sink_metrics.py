@@ -18,6 +18,7 @@ class SinkMetrics:
         registry = self.registry
         self.rows = Counter("tallygate_sink_rows", "Rows inserted.", ["table"], registry=registry)
         self.records = Counter("tallygate_sink_records", "Journal records read.", registry=registry)
+        self.relayed = Counter("tallygate_sink_relayed", "Records published.", ["topic"], registry=registry)
         self.stale = Gauge("tallygate_sink_stale_records", "Journal records that the fence refused.", registry=registry)
         self.missing = Gauge(
             "tallygate_sink_missing_records", "Offsets that were gone before they were read.", registry=registry
