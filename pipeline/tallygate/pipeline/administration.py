@@ -197,10 +197,10 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
             raise Refused(Reason.ID_CONFLICT, f"grant {grant.id!r} exists: use a new id for a new subscription")
     account.know(at)
     cause = _decided(draft, account, each, 0)
-    for grant in account.grants.values():
+    for grant in sorted(account.grants.values(), key=credits.burn_order):
         if grant.source and not grant.ended:
             grants.void(account, grant, at, cause)
-    for pool in account.pools.values():
+    for pool in sorted(account.pools.values(), key=lambda each: each.pool):
         if pool.resets is not None:
             account.pools.put(pool.pool, replace(pool, resets=None, resets_at=None, preserve_overage=False))
     account.subscriptions.put("", SubscriptionRow(plan.name, request.add_ons, overrides, anchor, at))

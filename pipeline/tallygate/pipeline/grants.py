@@ -60,7 +60,7 @@ def advance(draft: AccountDraft, at: int, resets: tuple[str, ...] = (), preserve
     end_due(draft, at)
     for pool in resets:
         reset(draft, pool, at, -1, preserve_overage)
-    for row in draft.pools.values():
+    for row in sorted(draft.pools.values(), key=lambda each: each.pool):
         if row.resets is not None and row.resets_at is not None and row.resets_at <= at:
             reset(draft, row.pool, at, -1, row.preserve_overage)
             again = next_after(row.resets, at)

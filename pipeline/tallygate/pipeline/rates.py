@@ -61,7 +61,7 @@ def flows(
     quantities: dict[str, int],
     at: int,
 ) -> list[Flow]:
-    """Every rate limit that a call falls under."""
+    """Every rate limit that a call falls under, narrowest first."""
     limits = draft.rate_limits.values()
     if offer.rate_limits:
         names = {limit.name for limit in limits}
@@ -74,6 +74,8 @@ def flows(
             continue
         key = f"{limit.name}\0{scope_text(scope)}"
         found.append(Flow(limit, key, scope, asked, _level(limit, draft.drained(key), at), at))
+    if len(found) > 1:
+        found.sort(key=lambda flow: (-len(flow.scope), flow.key))
     return found
 
 
