@@ -411,3 +411,29 @@ def test_a_dropped_plan_entitles_to_nothing_and_comes_back() -> None:
     assert story.balances == "pro:s:monthly 100, pro:s:welcome 7"
     story.partition.catalog = catalog(3, features=FEATURES, plans=PLANS)
     assert story.ask("work").allowed
+
+
+ESTIMATED = [  # a hold of 12 units, 10 of them included, was settled as it was held; then the real number comes
+    ("as it was held", None, "105", "10+0"),
+    ("the same", "12", "105", "10+0"),
+    ("less", "3", "105", "10+0"),
+    ("more", "16", "101", "10+0"),
+]
+
+
+@pytest.mark.parametrize(("law", "amount", "left", "allowance"), ESTIMATED)
+def test_work_settled_after_its_estimate_takes_what_is_beyond(
+    law: str, amount: str | None, left: str, allowance: str
+) -> None:
+    story = by_units(told("subscribe pro"), "reserve-units h 12 mail; wait 1m; tick 1s")
+    by_units(story, "settle h" if amount is None else f"settle-units h {amount} mail")
+    assert f"{sum((Decimal(pool.balance) for pool in story.statement().pools), Decimal()):f}" == left
+    row = story.partition.state.account("acme").scopes["allowance:mail\0mail_units"]
+    assert f"{row.used_nanos // NANOS}+{row.held_nanos // NANOS}" == allowance
+
+
+def test_what_is_beyond_an_estimate_falls_to_the_allowance_first() -> None:
+    story = by_units(told("subscribe pro"), "reserve-units h 6 mail; wait 1m; tick 1s; settle-units h 12 mail")
+    assert story.answers[-1].credits == "2"
+    row = story.partition.state.account("acme").scopes["allowance:mail\0mail_units"]
+    assert row.used_nanos == 10 * NANOS

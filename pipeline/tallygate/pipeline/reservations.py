@@ -175,7 +175,7 @@ def _of_no_feature(answer: Answer, verdict: Verdict, explain: bool) -> Answer:
 def _with_verdict(answer: Answer, account: AccountDraft, verdict: Verdict, feature: Feature, explain: bool) -> Answer:
     return replace(
         answer,
-        credits=from_nanos(verdict.cost_nanos),
+        credits=from_nanos(verdict.cost_nanos) if verdict.priced else None,
         balance=_left(account, feature.pools),
         limits=verdict.limits,
         would_deny=verdict.would_deny,
@@ -209,7 +209,7 @@ def settle(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     if not late:
         holds.lift(account, hold)
     elif ended is not None and ended.estimated:
-        work = _beyond(work, hold)
+        work = _beyond(draft, work, hold, ended)
     cost, paid, uncovered = _work_done(draft, account, hold, work, cause)
     decision = _decision(draft, each, "settle", cause, hold, cost, uncovered, late)
     # As it was held: the quantities say all, unless credits were held without any.
@@ -280,11 +280,15 @@ def _work(draft: Draft, request: Settle, hold: HoldRow, late: bool) -> _Work:
     return _Work(feature, quantities, priced, at, direct, late=late)
 
 
-def _beyond(work: _Work, hold: HoldRow) -> _Work:
+def _beyond(draft: Draft, work: _Work, hold: HoldRow, ended: EndedHold) -> _Work:
     """What work took beyond the estimate that was settled for it when its hold's time was over; an estimate stays."""
-    quantities = {name: max(0, nanos - hold.quantities.get(name, 0)) for name, nanos in work.quantities.items()}
-    beyond = max(0, work.priced_nanos + work.direct_nanos - hold.credits_nanos)
-    return replace(work, quantities=quantities, priced_nanos=beyond, direct_nanos=0, fixed=True)
+    more = {name: nanos - hold.quantities.get(name, 0) for name, nanos in work.quantities.items()}
+    quantities = {name: nanos for name, nanos in more.items() if nanos > 0}
+    direct = max(0, work.direct_nanos - hold.credits_nanos)
+    priced = max(0, work.priced_nanos + work.direct_nanos - hold.credits_nanos) - direct
+    if ended.allowances and not work.fixed:  # the estimate's cost does not say what they had included
+        priced = cost_of(draft.tariff, [], quantities, hold.dimensions, work.at)
+    return replace(work, quantities=quantities, priced_nanos=priced, direct_nanos=direct)
 
 
 def _feature(draft: Draft, hold: HoldRow) -> Feature:
@@ -361,7 +365,7 @@ def _late_hold(id: str, ended: EndedHold, draft: Draft) -> HoldRow:
         created_at=draft.stream_at,
         expires_at=draft.stream_at,
         receipt=(),
-        scopes=ended.allowances,
+        scopes=() if ended.estimated else ended.allowances,
         quantities=ended.quantities,
         credits_nanos=ended.credits_nanos,
         dimensions=ended.dimensions,
