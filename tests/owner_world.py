@@ -98,8 +98,9 @@ class MemoryTable:
     def get(self, key: bytes, /) -> bytes | None:
         return self.rows.get(key)
 
-    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
-        return sorted((key, value) for key, value in self.rows.items() if begin <= key < end)
+    def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
+        found = sorted((key, value) for key, value in self.rows.items() if begin <= key < end)
+        return found[:most] if most else found
 
     def apply(self, writes: list[Write], position: Position, forget: tuple[bytes, bytes] | None = None) -> None:
         if forget is not None:

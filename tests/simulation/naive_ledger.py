@@ -96,7 +96,7 @@ class Limit:
 
     @property
     def room(self) -> bool:
-        return self.used + self.held + self.asked <= self.limit
+        return not self.asked or self.used + self.held + self.asked <= self.limit
 
 
 @dataclass
@@ -173,8 +173,8 @@ class Customer:
         """The reason of the answer, and the budgets that have no room for the call."""
         if not self.known:
             return "customer_unknown", []
-        full = [limit for limit in self.limits_of(call) if not limit.room]
-        if any(limit.hard for limit in full):
+        full = [limit for limit in self.limits_of(call) if limit.hard and not limit.room]
+        if full:
             return "budget_exhausted", full
         policy = self.policies[call.feature]
         missing = max(ZERO, call.cost - self.spendable(policy.pool))

@@ -199,12 +199,12 @@ class World:
         if reason == "allowed":
             ttl = request.ttl_seconds
             naive.reserve(request.id, call, None if ttl is None else timedelta(seconds=ttl))
-            assert not any(limit.hard and limit.used + limit.held > limit.limit for limit in naive.limits_of(call))
+            assert not any(limit.hard and limit.asked and limit.used + limit.held > limit.limit for limit in naive.limits_of(call))
         spendable = naive.spendable(naive.policies[call.feature].pool)
 
         def expect(answer: Answer) -> None:
             _same(reason, answer.reason)
-            _same(call.cost, Decimal(answer.credits or "-1"))
+            _same(None if reason == "customer_unknown" else call.cost, answer.credits and Decimal(answer.credits))
             _same(spendable, Decimal(answer.balance or "-1"))
             if not request.explain and reason != "allowed":
                 _same_limits(full, [limit for limit in answer.limits if limit.kind == "budget"])

@@ -8,7 +8,7 @@ import typer
 
 from command_line import CommandLine
 from tallygate.connectors.client_errors import ClientClosed
-from tallygate.topologies import cli_data
+from tallygate.topologies import cli_simulate
 from tallygate.topologies.cli import main
 from tallygate.topologies.cli_options import pairs
 from tallygate.topologies.exits import CODES, Exit, Trouble, explain
@@ -40,7 +40,7 @@ def test_a_bug_is_one_line_and_how_to_see_more(cli: CommandLine, monkeypatch: py
     def broken(file: Path) -> None:
         raise KeyError("customer")
 
-    monkeypatch.setattr(cli_data, "_read_json", broken)
+    monkeypatch.setattr(cli_simulate, "_read_json", broken)
     said = cli("simulate", "scenario.json")
     assert said.code == 70
     assert "fault in tallygate itself: KeyError: 'customer'" in said.err

@@ -243,8 +243,10 @@ LIVES = [
     ("a former plan's end", "subscribe pro as s; use 30; subscribe max as t", "max:t:monthly 500"),
     ("grants of one's own stay", "grant g 3 p200; subscribe pro as s; subscribe free as t", "g 3"),
     ("an add-on's are given", "subscribe pro pack as s", "pack:s:pack 40, pro:s:monthly 100"),
-    ("and end with it", "subscribe pro pack as s; subscribe pro as t", "pro:t:monthly 100"),
-    ("the same plan anew", "subscribe pro as s; use 30; subscribe pro as t", "pro:t:monthly 100"),
+    ("and end with it, the plan's stay", "subscribe pro pack as s; subscribe pro as t", "pro:s:monthly 100"),
+    ("the same plan anew gives nothing twice", "subscribe pro as s; use 30; subscribe pro as t", "pro:s:monthly 70"),
+    ("an add-on later", "subscribe pro as s; use 30; subscribe pro pack as t", "pack:t:pack 40, pro:s:monthly 70"),
+    ("away and back", "subscribe pro as s; use 30; subscribe free as t; subscribe pro as u", "pro:u:monthly 100"),
     ("the same request again", "subscribe pro as s; use 30; subscribe pro as s", "pro:s:monthly 70"),
 ]
 
@@ -306,7 +308,7 @@ REFUSED = [
     ("an add-on is no plan", "subscribe pack", "plan_unknown"),
     ("an add-on twice", "subscribe pro pack pack", "malformed"),
     ("a grant of that name is there", "grant pro:s:monthly 5; subscribe pro as s", "yes id_conflict"),
-    ("an id used long ago", "subscribe pro as s; wait 25h; subscribe pro as s", "yes id_conflict"),
+    ("an id used long ago gives nothing twice", "subscribe pro as s; wait 25h; subscribe pro as s", "yes yes"),
     ("also when a hold still draws on it",
      "subscribe pro as s; reserve h 5 work for 3d; subscribe free; wait 25h; subscribe pro as s; settle h",
      "yes yes yes id_conflict yes"),

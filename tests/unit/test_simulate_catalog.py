@@ -468,6 +468,6 @@ def test_the_command_takes_another_catalog(tmp_path: Path) -> None:
     document = scenario(used("01:00:00", 4000), expect={"summary": {"charged": {"llm": 4}}})
     done = CliRunner().invoke(app, ["simulate", written(tmp_path, document), "--check", "--catalog", str(other)])
     assert done.exit_code == 1
-    assert done.stdout == "scenarios[0]: summary: charged.llm: expected 4, found 8\n1 differences\n"
+    assert done.stdout == "scenarios[0]: summary: charged.llm: expected 4, found 8\n1 difference\n"
     del document["catalog"]
     assert CliRunner().invoke(app, ["simulate", written(tmp_path, document), "--catalog", str(other)]).exit_code == 0

@@ -45,6 +45,7 @@ def test_a_scan_is_sorted_and_half_open(path: Path) -> None:
     assert [key for key, _ in table.scan(keys[1], keys[4])] == keys[1:4]
     assert [key for key, _ in table.scan(b"a\0", b"b")] == [b"a\0", b"a\0\xff"]
     assert table.scan(b"x", b"y") == []
+    assert [key for key, _ in table.scan(keys[1], keys[4], 2)] == keys[1:3]
     table.close()
 
 

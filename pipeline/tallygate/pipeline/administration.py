@@ -175,7 +175,10 @@ def set_customer(draft: Draft, account: AccountDraft, each: RequestInput) -> Ans
 
 
 def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
-    """A former plan's grants end, the new one's begin, its pools are reset in its rhythm."""
+    """Grants of what is subscribed to no more end, those of what is new begin; pools are reset in the plan's rhythm.
+
+    What was subscribed to before and still is keeps its grants as they are: asking again gives nothing twice.
+    """
     request = each.request
     assert isinstance(request, Subscribe)
     tariff, at = draft.tariff, draft.stream_at
@@ -189,23 +192,31 @@ def subscribe(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer
     if len(set(request.add_ons)) < len(request.add_ons):
         raise Refused(Reason.MALFORMED, "add_ons: names one twice")
     overrides = tuple(_override(draft, feature, each_) for feature, each_ in request.overrides.items())
-    anchor = _instant(request.anchor, at)
-    parts = [plan, *(tariff.add_ons[name] for name in request.add_ons)]
-    given = [_plan_grant(one, f"{part.name}:{request.id}", anchor, at) for part in parts for one in part.grants]
+    before = account.subscription
+    stays = before is not None and before.plan == plan.name
+    anchor = _instant(request.anchor, before.anchor if before is not None and stays else at)
+    parts = {f"plan:{plan.name}": plan, **{f"add-on:{name}": tariff.add_ons[name] for name in request.add_ons}}
+    had = {f"plan:{before.plan}", *(f"add-on:{name}" for name in before.add_ons)} if before else set()
+    given = [
+        _plan_grant(one, source, request.id, anchor, at)
+        for source, part in parts.items()
+        if source not in had
+        for one in part.grants
+    ]
     for grant in given:
         if account.grants.get(grant.id) is not None:
             raise Refused(Reason.ID_CONFLICT, f"grant {grant.id!r} exists: use a new id for a new subscription")
     account.know(at)
     cause = _decided(draft, account, each, 0)
     for grant in sorted(account.grants.values(), key=credits.burn_order):
-        if grant.source and not grant.ended:
+        if grant.source and grant.source not in parts and not grant.ended:
             grants.void(account, grant, at, cause)
     for pool in sorted(account.pools.values(), key=lambda each: each.pool):
         if pool.resets is not None:
             account.pools.put(pool.pool, replace(pool, resets=None, resets_at=None, preserve_overage=False))
     account.subscriptions.put("", SubscriptionRow(plan.name, request.add_ons, overrides, anchor, at))
     grants.give(account, given, at, cause)
-    for part in parts:
+    for part in parts.values():
         _set_resets(account, part, anchor, at)
     return draft.answer(each)
 
@@ -221,11 +232,12 @@ def _set_resets(account: AccountDraft, part: Plan, anchor: int, at: int) -> None
         account.wake(FOREVER if resets_at is None else resets_at)
 
 
-def _plan_grant(given: PlanGrant, source: str, anchor: int, at: int) -> GrantRow:
+def _plan_grant(given: PlanGrant, source: str, request: str, anchor: int, at: int) -> GrantRow:
+    """A grant of a plan or add-on; `source` is `plan:<name>` or `add-on:<name>`."""
     recurrence = Recurrence(given.every, anchor) if given.every else None
     expires = next_after(Recurrence(given.expires_after, at), at) if given.expires_after else None
     return GrantRow(
-        id=f"{source}:{given.name}",
+        id=f"{source.partition(':')[2]}:{request}:{given.name}",
         pool=given.pool,
         amount_nanos=given.amount_nanos,
         balance_nanos=0,

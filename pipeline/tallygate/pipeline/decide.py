@@ -97,7 +97,7 @@ def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
 
 def _tick(draft: Draft) -> None:
     begin, end = due_range(draft.stream_at)
-    for key, _ in draft.state.rows.scan(begin, end)[: draft.rules.due_per_tick_max]:
+    for key, _ in draft.state.rows.scan(begin, end, draft.rules.due_per_tick_max):
         advanced(draft, due_customer(key))
 
 

@@ -56,7 +56,7 @@ def seen_key(day: int, digest: bytes) -> bytes:
 
 def forgotten_range(stream_at: int) -> tuple[bytes, bytes]:
     """The range of table keys whose ids are past remembering at this stream time."""
-    return _SEEN, _SEEN + (stream_at // DAY_MS - 1).to_bytes(4, "big")
+    return _SEEN, _SEEN + max(0, stream_at // DAY_MS - 1).to_bytes(4, "big")
 
 
 def due_key(at: int, customer: str) -> bytes:

@@ -16,9 +16,9 @@ class MemoryRows:
     def get(self, key: bytes, /) -> bytes | None:
         return self._values.get(key)
 
-    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
+    def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         keys = self._keys[bisect_left(self._keys, begin) : bisect_left(self._keys, end)]
-        return [(key, self._values[key]) for key in keys]
+        return [(key, self._values[key]) for key in (keys[:most] if most else keys)]
 
     def apply(self, writes: Iterable[Write]) -> None:
         for key, value in writes:

@@ -18,8 +18,8 @@ class Rows(Protocol):
 
     def get(self, key: bytes, /) -> bytes | None: ...
 
-    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
-        """All pairs with begin <= key < end, in order."""
+    def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
+        """The pairs with begin <= key < end, in order: all of them, or the first `most`."""
         ...
 
 

@@ -48,6 +48,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     def allowed(self) -> bool:
         return self.reason is Reason.ALLOWED
 
+    @property
+    def priced(self) -> bool:
+        """Whether the gate has come as far as what it costs."""
+        return self.reason not in (Reason.CUSTOMER_UNKNOWN, Reason.CUSTOMER_SUSPENDED, Reason.FEATURE_NOT_ENTITLED)
+
 
 def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool = False) -> Verdict:
     """Would this be allowed now? Changes nothing."""

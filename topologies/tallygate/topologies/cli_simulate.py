@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallygate.topologies.cli_options import DataDir, Json, console, print_json
+from tallygate.topologies.cli_options import DataDir, Json, console, counted, print_json
 from tallygate.topologies.exits import Exit, Trouble
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def simulate(
     else:
         for line in differences:
             typer.echo(line)
-        typer.echo("no differences" if not differences else f"{len(differences)} differences")
+        typer.echo("no differences" if not differences else counted(len(differences), "difference"))
     if differences:
         raise typer.Exit(Exit.NO)
 

@@ -48,7 +48,7 @@ class Table(Protocol):
 
     def get(self, key: bytes, /) -> bytes | None: ...
 
-    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]: ...
+    def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]: ...
 
     def apply(self, writes: list[Write], position: Position, forget: tuple[bytes, bytes] | None = None) -> None:
         """All of it or nothing: first the range `forget` is deleted, then `writes` in order, then the position."""
@@ -76,7 +76,7 @@ class RocksTable:
         except Exception as error:
             raise self._broken(error) from error
 
-    def scan(self, begin: bytes, end: bytes, /) -> list[tuple[bytes, bytes]]:
+    def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         options = ReadOptions()
         options.set_iterate_upper_bound(_ROW + end)
         try:
@@ -85,6 +85,8 @@ class RocksTable:
             at.seek(_ROW + begin)
             while at.valid():
                 found.append((at.key()[1:], at.value()))
+                if len(found) == most:
+                    break
                 at.next()
             at.status()  # an iterator, and rocksdict's items(), end silently at a damaged block
             return found
