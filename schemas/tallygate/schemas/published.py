@@ -53,15 +53,15 @@ class PublishedDecision(_Published, frozen=True, kw_only=True, omit_defaults=Tru
     op: str
     allowed: bool
     reason: Reason
+    credits: str
+    overage: str
+    asked: str
     feature: str = ""
-    credits: str = "0"
-    overage: str = "0"
     dimensions: dict[str, str] = {}
     hold: str = ""
     limits: tuple[LimitState, ...] = ()
     late: bool = False
     quantities: dict[str, str] = {}
-    asked: str = "0"
     at_least: dict[str, str] = {}
     ttl_seconds: int = 0
     request: str = ""
@@ -77,9 +77,9 @@ class PublishedPosting(_Published, frozen=True, kw_only=True, omit_defaults=True
     pool: str
     account: str
     amount: str
+    price: str
     grant: str = ""
     category: str = ""
-    price: str = "0"
     feature: str = ""
 
 

@@ -61,6 +61,9 @@ PUBLISHED: Final = (
             op="reserve",
             allowed=False,
             reason=Reason.BUDGET_EXHAUSTED,
+            credits="12.5",
+            overage="0",
+            asked="0",
         ),
     ),
     Sample(
@@ -80,7 +83,7 @@ PUBLISHED: Final = (
             feature="llm",
         ),
         PublishedPosting(
-            customer="acme", at=_AT, catalog=3, entry=_PLACE, pool="credits", account="overage", amount="-1"
+            customer="acme", at=_AT, catalog=3, entry=_PLACE, pool="credits", account="overage", amount="-1", price="0"
         ),
     ),
     Sample(
