@@ -14,7 +14,7 @@ from tallygate.connectors.client import (
     Tallygate,
     TallygateSync,
 )
-from tallygate.connectors.client_async import _amount, _id_of, _quantities
+from tallygate.connectors.client_content import amounts, exact, id_of
 from tallygate.schemas.answers import Answer, LimitState
 from tallygate.schemas.reasons import Reason
 
@@ -24,11 +24,11 @@ from tallygate.schemas.reasons import Reason
     [(75, "75"), ("75.0", "75"), (Decimal("7.5E1"), "75"), ("0.000000001", "0.000000001"), (0, "0"), ("0.50", "0.5")],
 )
 def test_an_amount_is_sent_in_one_form_however_it_was_written(given: Any, sent: str) -> None:
-    assert format(_amount("credits", given), "f") == sent
+    assert format(exact("credits", given), "f") == sent
 
 
 def test_quantities_are_sent_in_one_order() -> None:
-    assert list(_quantities({"b": 1, "a": 2})) == ["a", "b"]
+    assert list(amounts({"b": 1, "a": 2})) == ["a", "b"]
 
 
 @pytest.mark.parametrize("given", [1.5, True, None, b"1", float("nan")])
@@ -64,12 +64,12 @@ async def test_a_wrong_request_is_refused_before_it_is_sent(changes: dict[str, A
 
 def test_ids_of_settle_and_release_follow_from_the_hold() -> None:
     ids = [
-        _id_of("settle", "acme", "h1"),
-        _id_of("release", "acme", "h1"),
-        _id_of("settle", "acme", "h2"),
-        _id_of("settle", "acm", "eh1"),
+        id_of("settle", "acme", "h1"),
+        id_of("release", "acme", "h1"),
+        id_of("settle", "acme", "h2"),
+        id_of("settle", "acm", "eh1"),
     ]
-    assert _id_of("settle", "acme", "h1") == ids[0]
+    assert id_of("settle", "acme", "h1") == ids[0]
     assert len(set(ids)) == 4
 
 

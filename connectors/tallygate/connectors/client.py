@@ -13,7 +13,8 @@ it is answered or its `timeout` (seconds; the client's unless given) is over, an
 is wrong in itself raises `RefusedRequest`. `TallygateSync` has the same calls for programs without asyncio.
 """
 
-from tallygate.connectors.client_async import Amount, Hold, Reservation, Tallygate
+from tallygate.connectors.client_async import Tallygate
+from tallygate.connectors.client_content import Amount
 from tallygate.connectors.client_errors import (
     ClientClosed,
     Denied,
@@ -22,7 +23,9 @@ from tallygate.connectors.client_errors import (
     RefusedRequest,
     TallygateError,
 )
+from tallygate.connectors.client_holds import Hold, Reservation
 from tallygate.connectors.client_sync import HoldSync, TallygateSync
+from tallygate.schemas.requests import Override
 
 __all__ = [
     "Amount",
@@ -32,6 +35,7 @@ __all__ = [
     "HoldSync",
     "NoAnswer",
     "NotConnected",
+    "Override",
     "RefusedRequest",
     "Reservation",
     "Tallygate",

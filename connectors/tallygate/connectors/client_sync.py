@@ -8,14 +8,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from tallygate.connectors.client_async import (
-    IN_FLIGHT_MAX_DEFAULT,
-    TIMEOUT_SECONDS_DEFAULT,
-    Hold,
-    Reservation,
-    Tallygate,
-)
+from tallygate.connectors.client_async import IN_FLIGHT_MAX_DEFAULT, TIMEOUT_SECONDS_DEFAULT, Tallygate
 from tallygate.connectors.client_errors import ClientClosed, Denied
+from tallygate.connectors.client_holds import Hold, Reservation
 from tallygate.schemas.reasons import Reason
 
 P = ParamSpec("P")
@@ -63,6 +58,7 @@ class HoldSync:
 
     settle = _blocking(Hold.settle)
     release = _blocking(Hold.release)
+    extend = _blocking(Hold.extend)
 
     def __enter__(self) -> Self:
         if not self.allowed:
@@ -140,12 +136,19 @@ class TallygateSync:
         self.close()
 
     check = _blocking(Tallygate.check)
+    estimate = _blocking(Tallygate.estimate)
     reserve = _reserving(Tallygate.reserve)
     settle = _blocking(Tallygate.settle)
     release = _blocking(Tallygate.release)
+    extend = _blocking(Tallygate.extend)
     balance = _blocking(Tallygate.balance)
     grant = _blocking(Tallygate.grant)
+    void_grant = _blocking(Tallygate.void_grant)
+    reset_pool = _blocking(Tallygate.reset_pool)
     set_budget = _blocking(Tallygate.set_budget)
+    set_rate_limit = _blocking(Tallygate.set_rate_limit)
+    subscribe = _blocking(Tallygate.subscribe)
+    set_customer = _blocking(Tallygate.set_customer)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         with self._lock:

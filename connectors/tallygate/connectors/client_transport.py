@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from tallygate.connectors.client_errors import ClientClosed, NoAnswer, NotConnected, TallygateError
 from tallygate.schemas.answers import Answer, decode_answer
-from tallygate.schemas.requests import OPS, Balance, Check, Request
+from tallygate.schemas.requests import OPS, Balance, Check, Estimate, Request
 from tallygate.schemas.topics import (
     HEADER_CORRELATION,
     HEADER_REPLY_PARTITION,
@@ -278,7 +278,7 @@ class Transport:
         else:
             how = "sent once" if call.sent == 1 else f"sent {call.sent} times"
             state = "it may or may not have been recorded; asking again with the same id is safe"
-        if isinstance(request, Check | Balance):
+        if isinstance(request, Check | Estimate | Balance):
             state = "it changes nothing, so asking again is safe"
         if self._trouble and self._trouble_at >= call.started:
             state += f"; last trouble: {self._trouble}"

@@ -1,0 +1,123 @@
+"""Holds: a reservation that is yet to be asked, and the credits it has set aside."""
+
+from collections.abc import Coroutine, Generator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tallygate.connectors.client_content import Amount
+from tallygate.connectors.client_errors import Denied, RefusedRequest, TallygateError
+from tallygate.schemas.answers import Answer
+from tallygate.schemas.reasons import Reason
+from tallygate.schemas.requests import Reserve
+
+if TYPE_CHECKING:
+    from tallygate.connectors.client_async import Tallygate
+
+
+class Reservation(Coroutine[Any, Any, Answer]):
+    """A reserve that is yet to be asked: `await` gives its answer, `async with` its hold; a task can be made of it."""
+
+    def __init__(self, client: "Tallygate", request: Reserve, timeout: float | None) -> None:
+        self._client = client
+        self._request = request
+        self._timeout = timeout
+        self._hold: Hold | None = None
+        self._asking: Coroutine[Any, Any, Answer] | None = None
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        return self._client._ask(self._request, self._timeout).__await__()
+
+    def send(self, value: Any, /) -> Any:
+        if self._asking is None:
+            self._asking = self._client._ask(self._request, self._timeout)
+        return self._asking.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if self._asking is None:
+            self._asking = self._client._ask(self._request, self._timeout)
+        return self._asking.throw(*error)
+
+    def close(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
+
+    async def _ask(self) -> "Hold":
+        return Hold(self._client, await self, self._timeout)
+
+    async def __aenter__(self) -> "Hold":
+        self._hold = await self._ask()
+        if not self._hold.answer.allowed:
+            raise Denied(self._hold.answer)
+        return self._hold
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        assert self._hold is not None
+        await self._hold._leave(error)
+
+
+class Hold:
+    """Credits set aside: settle them, or release them. `answer` is that of the reservation."""
+
+    def __init__(self, client: "Tallygate", answer: Answer, timeout: float | None) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._ended = False
+        self.answer = answer
+        self.id = answer.id
+        self.customer = answer.customer
+        self._expires_at = answer.hold.expires_at if answer.hold else None
+
+    @property
+    def credits(self) -> str | None:
+        """What is held, as a decimal string."""
+        return self.answer.hold.credits if self.answer.hold else self.answer.credits
+
+    @property
+    def expires_at(self) -> str | None:
+        """When the hold ends by itself, RFC 3339."""
+        return self._expires_at
+
+    async def settle(
+        self,
+        quantities: Mapping[str, Amount] | None = None,
+        *,
+        credits: Amount | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Record what the work took; without arguments: what was held.
+
+        Once this was called, leaving the block releases nothing: should no answer come, the work may be recorded, and
+        settling again is safe.
+        """
+        self._ended = True
+        return await self._client.settle(
+            self.customer, self.id, quantities, credits=credits, timeout=self._timeout if timeout is None else timeout
+        )
+
+    async def release(self, *, timeout: float | None = None) -> Answer:
+        """Give the hold back unused."""
+        self._ended = True
+        return await self._client.release(self.customer, self.id, timeout=self._timeout if timeout is None else timeout)
+
+    async def extend(self, ttl_seconds: int, *, timeout: float | None = None) -> Answer:
+        """Let the hold live `ttl_seconds` from now, if that is longer than it has."""
+        answer = await self._client.extend(
+            self.customer, self.id, ttl_seconds, timeout=self._timeout if timeout is None else timeout
+        )
+        if answer.hold is not None:
+            self._expires_at = answer.hold.expires_at
+        return answer
+
+    async def _leave(self, error: BaseException | None) -> None:
+        if self._ended:
+            return
+        try:
+            await self.release()
+        except TallygateError as trouble:
+            if isinstance(trouble, RefusedRequest) and trouble.reason in (Reason.HOLD_ENDED, Reason.HOLD_UNKNOWN):
+                return  # its time to live was over: nothing is held any more
+            if error is None:
+                raise
+            error.add_note(f"hold {self.id!r} could not be released and ends at {self.expires_at}: {trouble}")
