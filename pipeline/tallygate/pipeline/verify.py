@@ -56,7 +56,7 @@ Balances = dict[Account, int]
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Where sources disagree; `said` has the amount of each, as decimal strings."""
+    """Where sources disagree; `said` has what each says. Without a customer it concerns a whole partition."""
 
     customer: str
     pool: str
@@ -66,7 +66,8 @@ class Difference(msgspec.Struct, frozen=True):
     @property
     def line(self) -> str:
         said = ", ".join(f"{source}: {amount}" for source, amount in self.said.items())
-        return f"customer {self.customer}, pool {self.pool}, {self.account}: {said}"
+        whose = f"customer {self.customer}, pool {self.pool}, " if self.customer else ""
+        return f"{whose}{self.account}: {said}"
 
 
 class Booked(msgspec.Struct, frozen=True):

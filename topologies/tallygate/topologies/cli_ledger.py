@@ -71,8 +71,8 @@ def _tell(found: "Verification") -> None:
         typer.echo(f"the first difference: {found.difference.line}")
         return
     typer.echo(
-        f"the ledger agrees: {found.customers} customers, {found.pools} pools, {found.grants} grants, "
-        f"{found.holds} open holds, {found.postings} postings"
+        f"the ledger agrees: customers {found.customers}, pools {found.pools}, grants {found.grants}, "
+        f"open holds {found.holds}, postings {found.postings}"
     )
     typer.echo("sums by kind of account: " + (", ".join(f"{kind} {sum}" for kind, sum in found.sums.items()) or "none"))
     short = [each for each in found.partitions if not each.complete]

@@ -14,7 +14,9 @@ import msgspec
 from tallygate.connectors.clickhouse_questions import QuestionError
 from tallygate.pipeline.fence import Fence, Verdict
 from tallygate.pipeline.verify import (
+    ENTRIES,
     HELD,
+    POSTINGS,
     Account,
     Balances,
     Booked,
@@ -225,7 +227,7 @@ def _miscounted(books: _Books, recent: int) -> Difference | None:
     if recent == ledger.postings:
         return None
     where = f"number of postings in partition {books.number} from offset {ledger.entries_from} on"
-    return Difference("*", "*", where, {"the journal's entries": str(ledger.postings), "ClickHouse": str(recent)})
+    return Difference("", "", where, {ENTRIES: str(ledger.postings), POSTINGS: str(recent)})
 
 
 def _ask(settings: Settings, sql: str) -> list[dict[str, Any]]:
