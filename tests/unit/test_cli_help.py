@@ -10,10 +10,11 @@ from command_line import CommandLine
 from tallygate.topologies.exits import MEANINGS
 
 RUNNING = ("up", "demo", "worker", "sink", "topics")
-CREDITS = ("grant", "budget", "reserve", "settle", "release", "check", "balance")
+PLANS = ("grant", "void-grant", "reset", "budget", "rate-limit", "subscribe", "customer")
+CREDITS = ("reserve", "settle", "release", "extend", "check", "estimate", "balance")
 CATALOG = tuple(f"catalog {name}" for name in ("apply", "diff", "show", "history", "import-prices", "example"))
 DATA = ("produce", "sql", "simulate", *CATALOG)
-COMMANDS = (*RUNNING, *CREDITS, *DATA)
+COMMANDS = (*RUNNING, *PLANS, *CREDITS, *DATA)
 NOT_FOR_HELP = {"confluent_kafka", "faust", "chdb", "clickhouse_connect", "pydantic_settings", "aiokafka", "rocksdict"}
 
 

@@ -1,31 +1,32 @@
-"""The commands about credits: grant, budget, reserve, settle, release, check, balance."""
+"""The commands that ask the gate: reserve, settle, release, extend, check, estimate, balance."""
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from tallygate.topologies.cli_answers import finish, show_statement
 from tallygate.topologies.cli_options import (
+    TIMEOUT_SECONDS,
     Brokers,
     Customer,
     DataDir,
+    Id,
     Json,
     Timeout,
     client_for,
     pairs,
     print_json,
-    show_table,
 )
-from tallygate.topologies.exits import Exit
 
 if TYPE_CHECKING:
-    from tallygate.schemas.answers import Answer, GrantView, LimitState, Statement
+    from tallygate.schemas.answers import Answer
 
 app = typer.Typer()
 
+_SECONDS_MAX: Final = 30 * 24 * 3600
+
 Feature = Annotated[str, typer.Argument(help="A feature of the catalog.", show_default=False)]
 HoldId = Annotated[str, typer.Argument(metavar="HOLD", help="The hold's id.", show_default=False)]
-Id = Annotated[str | None, typer.Option("--id", help="An id of your own: the same one again changes nothing more.")]
 Quantities = Annotated[
     list[str] | None,
     typer.Option("--quantity", "-q", metavar="METER=NUMBER", help="A quantity of a meter; may be repeated."),
@@ -34,79 +35,7 @@ Dimensions = Annotated[
     list[str] | None,
     typer.Option("--dimension", "-d", metavar="NAME=VALUE", help="Who and what, e.g. team=research; may be repeated."),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Show every limit looked at, not only those that said no.")]
-Instant = Annotated[str | None, typer.Option(metavar="INSTANT", help="Like 2026-01-31T00:00:00Z.")]
-_TIMEOUT = 10.0
-
-
-@app.command(rich_help_panel="Credits")
-def grant(
-    customer: Customer,
-    amount: Annotated[str, typer.Argument(help="How many credits.", show_default=False)],
-    pool: Annotated[str, typer.Option(help="The wallet they go into.")] = "credits",
-    priority: Annotated[int, typer.Option(min=0, max=255, help="0 burns first.")] = 1,
-    effective_at: Instant = None,
-    expires_at: Instant = None,
-    category: Annotated[Literal["paid", "trial", "promotional"], typer.Option()] = "paid",
-    price: Annotated[str, typer.Option(help="What was paid for one credit.")] = "0",
-    id: Id = None,
-    brokers: Brokers = None,
-    data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
-    json: Json = False,
-) -> None:
-    """Give a customer credits.
-
-    \b
-    tallygate grant acme 1000
-    tallygate grant acme 50 --priority 0 --expires-at 2030-01-01T00:00:00Z
-    """
-    effective, expires = _instant(effective_at, "--effective-at"), _instant(expires_at, "--expires-at")
-    with client_for(brokers, data_dir, timeout) as client:
-        answer = client.grant(
-            customer,
-            amount,
-            id=id,
-            pool=pool,
-            priority=priority,
-            effective_at=effective,
-            expires_at=expires,
-            category=category,
-            price=price,
-        )
-    _finish(answer, json, f"granted {answer.credits} credits to {customer}; {answer.balance} can be spent")
-
-
-@app.command(rich_help_panel="Credits")
-def budget(
-    customer: Customer,
-    name: Annotated[str, typer.Argument(help="The budget's name; the same name again changes it.", show_default=False)],
-    limit: Annotated[str, typer.Option(help="The most that may be used in a period.", show_default=False)],
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Whom it limits; `*` is a budget for each value; may be repeated."),
-    ] = None,
-    period: Annotated[Literal["lifetime", "hour", "day", "week", "month"], typer.Option(help="In UTC.")] = "lifetime",
-    unit: Annotated[str, typer.Option(help="credits, or a meter's name.")] = "credits",
-    soft: Annotated[bool, typer.Option("--soft", help="Allow and report, rather than deny.")] = False,
-    id: Id = None,
-    brokers: Brokers = None,
-    data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
-    json: Json = False,
-) -> None:
-    """Limit what a customer, or a scope within, may use over a period.
-
-    \b
-    tallygate budget acme agents --scope 'agent=*' --limit 500 --period day
-    tallygate budget acme research --scope team=research --limit 9000 --soft
-    """
-    scopes = pairs(scope, "--scope")
-    with client_for(brokers, data_dir, timeout) as client:
-        answer = client.set_budget(customer, name, limit, scope=scopes, unit=unit, period=period, hard=not soft, id=id)
-    whom = " ".join(f"{k}={v}" for k, v in sorted(scopes.items())) or "the whole customer"
-    span = "in its lifetime" if period == "lifetime" else f"a {period}"
-    _finish(answer, json, f"budget {name} of {customer}: {limit} {unit} {span} for {whom}")
+Explain = Annotated[bool, typer.Option("--explain", help="Show the whole waterfall, step by step.")]
 
 
 @app.command(rich_help_panel="Credits")
@@ -116,24 +45,30 @@ def reserve(
     quantity: Quantities = None,
     credits: Annotated[str, typer.Option(help="Credits, besides what the quantities cost.")] = "0",
     dimension: Dimensions = None,
+    at_least: Annotated[
+        str | None,
+        typer.Option(metavar="METER=NUMBER", help="How little of a meter, or of `credits`, will do."),
+    ] = None,
     ttl: Annotated[
         int | None,
-        typer.Option(min=1, max=30 * 24 * 3600, metavar="SECONDS", help="How long it holds; default: the feature's."),
+        typer.Option(min=1, max=_SECONDS_MAX, metavar="SECONDS", help="How long it holds; default: the feature's."),
     ] = None,
     explain: Explain = False,
     id: Id = None,
     brokers: Brokers = None,
     data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
     json: Json = False,
 ) -> None:
     """May this go ahead? If so, set its credits aside until it is settled or released. Ends with 1 when denied.
 
     \b
     tallygate reserve acme llm -q input_tokens=2000 -d model=chat-large
+    tallygate reserve acme llm -q output_tokens=4096 --at-least output_tokens=500
     tallygate reserve acme llm --credits 75 -d agent=crawler --explain
     """
     quantities, dimensions = pairs(quantity, "--quantity"), pairs(dimension, "--dimension")
+    least = pairs([at_least] if at_least else None, "--at-least")
     with client_for(brokers, data_dir, timeout) as client:
         answer = client.reserve(
             customer,
@@ -141,17 +76,22 @@ def reserve(
             quantities=quantities,
             credits=credits,
             dimensions=dimensions,
+            at_least=least,
             ttl_seconds=ttl,
             explain=explain,
             id=id,
         ).answer
-    text = ""
-    if answer.hold is not None:
-        text = (
-            f"allowed: {answer.hold.credits} credits are held until {answer.hold.expires_at}; "
-            f"{answer.balance} can be spent\nhold {answer.hold.id}"
-        )
-    _finish(answer, json, text)
+    finish(answer, json, _held(answer, bool(least)))
+
+
+def _held(answer: "Answer", with_quantities: bool) -> str:
+    hold = answer.hold
+    if hold is None:
+        return ""
+    text = f"allowed: {hold.credits} credits are held until {hold.expires_at}; {answer.balance} can be spent\n"
+    if with_quantities and hold.quantities:
+        text += f"for {', '.join(f'{number} {meter}' for meter, number in hold.quantities.items())}\n"
+    return f"{text}hold {hold.id}"
 
 
 @app.command(rich_help_panel="Credits")
@@ -163,7 +103,7 @@ def settle(
     id: Id = None,
     brokers: Brokers = None,
     data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
     json: Json = False,
 ) -> None:
     """Record what the work really took, and give the rest of its hold back. Without amounts: what was held.
@@ -179,7 +119,7 @@ def settle(
     text += f" (paid {paid})" if paid else ""
     text += f", {answer.overage} of them overage" if answer.overage not in (None, "0") else ""
     text += ", late: its hold had ended" if answer.late else ""
-    _finish(answer, json, f"{text}; {answer.balance} can be spent")
+    finish(answer, json, f"{text}; {answer.balance} can be spent")
 
 
 @app.command(rich_help_panel="Credits")
@@ -189,7 +129,7 @@ def release(
     id: Id = None,
     brokers: Brokers = None,
     data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
     json: Json = False,
 ) -> None:
     """Give a hold back unused.
@@ -199,7 +139,31 @@ def release(
     """
     with client_for(brokers, data_dir, timeout) as client:
         answer = client.release(customer, hold, id=id)
-    _finish(answer, json, answer.message or f"released; {answer.balance} can be spent")
+    finish(answer, json, answer.message or f"released; {answer.balance} can be spent")
+
+
+@app.command(rich_help_panel="Credits")
+def extend(
+    customer: Customer,
+    hold: HoldId,
+    ttl: Annotated[
+        int,
+        typer.Option(min=1, max=_SECONDS_MAX, metavar="SECONDS", help="How long from now.", show_default=False),
+    ],
+    id: Id = None,
+    brokers: Brokers = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = TIMEOUT_SECONDS,
+    json: Json = False,
+) -> None:
+    """Let a hold live longer. One that lives longer already stays as it is; one that has ended is not revived.
+
+    \b
+    tallygate extend acme 3f2c... --ttl 600
+    """
+    with client_for(brokers, data_dir, timeout) as client:
+        answer = client.extend(customer, hold, ttl, id=id)
+    finish(answer, json, f"held until {answer.hold.expires_at}" if answer.hold else "")
 
 
 @app.command(rich_help_panel="Credits")
@@ -212,13 +176,14 @@ def check(
     explain: Explain = False,
     brokers: Brokers = None,
     data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
     json: Json = False,
 ) -> None:
     """Would this be allowed now? Changes nothing. Ends with 0 for yes and 1 for no, for scripts.
 
     \b
     tallygate check acme llm -q output_tokens=4096 && ./run-the-job
+    tallygate check acme llm -q output_tokens=4096 -d agent=crawler --explain
     """
     quantities, dimensions = pairs(quantity, "--quantity"), pairs(dimension, "--dimension")
     with client_for(brokers, data_dir, timeout) as client:
@@ -230,7 +195,37 @@ def check(
             dimensions=dimensions,
             explain=explain,
         )
-    _finish(answer, json, f"yes: it would cost {answer.credits} credits; {answer.balance} can be spent")
+    text = f"yes: it would cost {answer.credits} credits; {answer.balance} can be spent"
+    finish(answer, json, text if answer.value is None else f"yes: {answer.value}")
+
+
+@app.command(rich_help_panel="Credits")
+def estimate(
+    customer: Customer,
+    feature: Feature,
+    of: Annotated[str, typer.Option(metavar="METER", help="A meter, or `credits`.", show_default=False)],
+    quantity: Quantities = None,
+    credits: Annotated[str, typer.Option(help="Credits, besides what the quantities cost.")] = "0",
+    dimension: Dimensions = None,
+    brokers: Brokers = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = TIMEOUT_SECONDS,
+    json: Json = False,
+) -> None:
+    """What would this cost, and how much of a meter is affordable now? Changes nothing.
+
+    Ends with 1 when this itself would be denied.
+
+    \b
+    tallygate estimate acme llm --of output_tokens -q input_tokens=2000 -d model=chat-large
+    tallygate estimate acme llm --of credits -d agent=crawler
+    """
+    quantities, dimensions = pairs(quantity, "--quantity"), pairs(dimension, "--dimension")
+    with client_for(brokers, data_dir, timeout) as client:
+        answer = client.estimate(
+            customer, feature=feature, of=of, quantities=quantities, credits=credits, dimensions=dimensions
+        )
+    finish(answer, json, f"it would cost {answer.credits} credits; {answer.balance} can be spent")
 
 
 @app.command(rich_help_panel="Credits")
@@ -238,7 +233,7 @@ def balance(
     customer: Customer,
     brokers: Brokers = None,
     data_dir: DataDir = None,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = TIMEOUT_SECONDS,
     json: Json = False,
 ) -> None:
     """What a customer has: pools, grants in burn order, open holds, budgets.
@@ -252,72 +247,4 @@ def balance(
     if json:
         print_json(statement)
     else:
-        _show_statement(statement)
-
-
-def _finish(answer: "Answer", json: bool, text: str) -> None:
-    """Shows an answer and ends with its exit code."""
-    if json:
-        print_json(answer)
-    elif answer.allowed:
-        typer.echo(text)
-    else:
-        typer.echo(f"denied: {answer.reason}" + (f": {answer.message}" if answer.message else ""))
-    if not json:
-        for limit in answer.limits:
-            typer.echo(_limit_line(limit))
-    if not answer.allowed:
-        raise typer.Exit(Exit.NO)
-
-
-def _limit_line(limit: "LimitState") -> str:
-    """A limit as a decision saw it."""
-    mark = "ok" if limit.ok else "no" if limit.hard else "over, but soft"
-    return f"  {mark}: {limit.asked} asked of {_limit(limit)}"
-
-
-def _limit(limit: "LimitState") -> str:
-    scope = "".join(f" {k}={v}" for k, v in sorted(limit.scope.items()))
-    resets = f", resets {limit.resets_at}" if limit.resets_at else ""
-    return (
-        f"{limit.kind} {limit.name}{scope}: {limit.remaining} of {limit.limit} {limit.unit} left "
-        f"({limit.used} used, {limit.held} held{resets})"
-    )
-
-
-def _show_statement(statement: "Statement") -> None:
-    show_table(
-        "pools",
-        ("pool", "can be spent>", "held>", "overage>"),
-        [(pool.pool, pool.balance, pool.held, pool.overage) for pool in statement.pools],
-    )
-    show_table(
-        "grants",
-        ("grant", "pool", "category", "priority>", "given>", "left>", "held>", "until"),
-        [(g.id, g.pool, g.category, str(g.priority), g.amount, g.balance, g.held, _until(g)) for g in statement.grants],
-    )
-    show_table(
-        "open holds",
-        ("hold", "feature", "credits>", "until"),
-        [(hold.id, hold.feature, hold.credits, hold.expires_at) for hold in statement.holds],
-    )
-    if statement.limits:
-        typer.echo("budgets")
-    for limit in statement.limits:
-        typer.echo(f"  {_limit(limit)}")
-
-
-def _until(grant: "GrantView") -> str:
-    ends = grant.expires_at or "no end"
-    return ends if grant.active else f"{ends}, not active (from {grant.effective_at})"
-
-
-def _instant(text: str | None, option: str) -> datetime | None:
-    if text is None:
-        return None
-    from tallygate.schemas.instants import parse_instant, to_datetime
-
-    try:
-        return to_datetime(parse_instant(text))
-    except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        show_statement(statement)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -33,6 +34,10 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for the answer.")]
 Customer = Annotated[str, typer.Argument(help="The customer's name.", show_default=False)]
+Id = Annotated[str | None, typer.Option("--id", help="An id of your own: the same one again changes nothing more.")]
+Instant = Annotated[str | None, typer.Option(metavar="INSTANT", help="Like 2026-01-31T00:00:00Z.")]
+
+TIMEOUT_SECONDS: Final = 10.0
 
 
 def settings_for(brokers: str | None, data_dir: Path | None) -> "Settings":
@@ -62,6 +67,18 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
         found[name] = value
     return found
+
+
+def instant(text: str | None, option: str) -> datetime | None:
+    """The instant that an option names."""
+    if text is None:
+        return None
+    from tallygate.schemas.instants import parse_instant, to_datetime
+
+    try:
+        return to_datetime(parse_instant(text))
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def print_json(value: Any) -> None:
