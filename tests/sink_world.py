@@ -163,7 +163,7 @@ class SinkProcess:
             "clickhouse_dsn": dsn,
             "sql_address": "127.0.0.1:0",
             "metrics_address": given.pop("metrics_address", ""),
-            "relay": given.pop("relay", None),
+            **given.pop("settings", {}),
         }
         self.settings: Settings = load_settings(**{**chosen, "data_dir": data_dir})
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process

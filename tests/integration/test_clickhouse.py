@@ -88,7 +88,8 @@ def test_tables_of_a_newer_version_are_left_alone(store: Store) -> None:
 
 
 def test_every_view_answers_when_empty(store: Store) -> None:
-    for view in ("postings", "decisions", "usage", "usage_hourly", "balances"):
+    money = ("revenue_earned", "deferred_revenue", "breakage", "overage")
+    for view in ("postings", "decisions", "usage", "usage_hourly", "balances", "alerts", *money):
         assert ask(store, f"SELECT count() AS n FROM {view}") == [{"n": 0}]
 
 

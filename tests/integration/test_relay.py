@@ -160,6 +160,21 @@ def test_killed_at_every_place_of_a_batch(journal: str, tmp_path: Path) -> None:
         assert len(list(tapped.of(TOPICS[kind]))) == 7 * len(expected)
 
 
+def test_nothing_is_behind_what_the_sink_has_stored(journal: str, tmp_path: Path) -> None:
+    """A producer in no hurry at all, and a sink that dies as soon as it has stored how far it is."""
+    story = Story("behind", rounds=1)
+    JournalWriter(journal).tell(0, story)
+    count = 1 + sum(map(len, story.transitions))
+    slow = {"kafka_config": {"linger.ms": "600000"}}
+    with SinkProcess(journal, tmp_path, settings=slow) as sink:
+        stored = "SELECT sum(next_offset) AS n FROM sink_offsets FINAL WHERE partition = 0"
+        sink.wait_for(lambda: int(sink.figure(stored)) == count)
+        sink.kill()
+    tapped = Tapped(journal, "behind")
+    for kind in ("decisions", "postings"):
+        assert tapped.once(TOPICS[kind]) == due(story.world, kind)
+
+
 def test_killed_at_random_while_it_publishes(journal: str, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -188,7 +203,7 @@ def test_killed_at_random_while_it_publishes(journal: str, tmp_path: Path) -> No
 def test_only_what_is_wanted(journal: str, tmp_path: Path) -> None:
     story = Story("wanted", rounds=1)
     JournalWriter(journal).tell(0, story)
-    with SinkProcess(journal, tmp_path, relay="decisions") as sink:
+    with SinkProcess(journal, tmp_path, settings={"relay": "decisions"}) as sink:
         sink.wait_for_sums([story])
         assert sink.stop() == 0
     tapped = Tapped(journal, "wanted")

@@ -55,7 +55,7 @@ REVENUE_VIEWS: Final = (
     f"CREATE OR REPLACE VIEW overage AS SELECT {_BY}, -sumIf(amount, account = 'overage') AS credits, "
     "-sumIf(amount, account = 'overage' AND amount < 0) AS used, "
     f"sumIf(amount, {_PAID}) AS repaid, "
-    "sumIf(amount, account = 'overage' AND amount > 0 AND grant = '' AND feature != '') AS forgiven, "
+    "sumIf(amount, account = 'overage' AND amount > 0 AND feature != '') AS forgiven, "
     "sumIf(amount, account = 'overage' AND amount > 0 AND grant = '' AND feature = '') AS dropped, "
     "-sumIf(amount, account = 'write_off') AS written_off, "
     "toDecimal256(repaid, 9) * toDecimal256(price, 9) AS money "
