@@ -199,7 +199,9 @@ class World:
         if reason == "allowed":
             ttl = request.ttl_seconds
             naive.reserve(request.id, call, None if ttl is None else timedelta(seconds=ttl))
-            assert not any(limit.hard and limit.asked and limit.used + limit.held > limit.limit for limit in naive.limits_of(call))
+            assert not any(
+                limit.hard and limit.asked and limit.used + limit.held > limit.limit for limit in naive.limits_of(call)
+            )
         spendable = naive.spendable(naive.policies[call.feature].pool)
 
         def expect(answer: Answer) -> None:
