@@ -29,7 +29,7 @@ check: install ## format, lint, types, import contracts, unit and simulation tes
 	$(BIN)/pytest -q -n 2 tests/unit tests/simulation
 
 test: check ## everything a machine without Docker can run: a real broker, a real ClickHouse engine
-	$(BIN)/pytest tests/integration tests/chaos tests/conformance
+	$(BIN)/pytest -n 2 --dist loadgroup tests/chaos tests/integration tests/conformance
 
 demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
 	$(BIN)/tallygate demo

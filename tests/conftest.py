@@ -23,6 +23,17 @@ def pytest_report_header() -> str:
     return f"Kafka: {shared_kind()}; where a test needs its own: {own_kind()}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a test of a broker of its own, or of its session's, runs on whichever worker has room.
+
+    Any other stays with its file, whose tests may share something.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and not {"kafka", "fresh_kafka"}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetches Kafka before the first test, whose time limit is not meant for that."""
     asked = {name for item in session.items if isinstance(item, pytest.Function) for name in item.fixturenames}

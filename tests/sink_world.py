@@ -166,16 +166,16 @@ class SinkProcess:
             **given.pop("settings", {}),
         }
         self.settings: Settings = load_settings(**{**chosen, "data_dir": data_dir})
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._said = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed with the process
         script = Path(__file__).parent / "sink_process.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps({"settings": chosen, **given})], stderr=self._said
-        )
+        with open(self._said.name, "ab") as said:  # a place of its own in the file, which reading does not move
+            self.process = subprocess.Popen(
+                [sys.executable, str(script), json.dumps({"settings": chosen, **given})], stderr=said
+            )
 
     @property
     def said(self) -> str:
-        self._said.seek(0)
-        return self._said.read()
+        return Path(self._said.name).read_text()
 
     def ask(self, sql: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in ask(self.settings, sql, "jsonl").splitlines()]

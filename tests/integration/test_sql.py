@@ -12,8 +12,9 @@ import pytest
 from sink_world import ClickHouseServer
 from tallygate.connectors.clickhouse import Store
 from tallygate.connectors.clickhouse_questions import QuestionError, answer
+from tallygate.topologies.exits import Exit, explain
 from tallygate.topologies.settings import Settings, load_settings
-from tallygate.topologies.sql_server import LISTENING_FILE, SqlServer, SqlServerError, ask
+from tallygate.topologies.sql_server import LISTENING_FILE, NobodyAnswers, SqlServer, SqlServerError, ask
 
 
 @pytest.fixture
@@ -102,6 +103,7 @@ def test_what_is_refused_changes_nothing_and_takes_one_line(
 ) -> None:
     with pytest.raises(QuestionError, match=words) as caught:
         ask(settings, sql)
+    assert explain(caught.value) == (Exit.WRONG, str(caught.value))
     assert "\n" not in str(caught.value)
     store.prepare()
     assert ask(settings, "SELECT count() AS n FROM sink_schema", "jsonl") == '{"n":1}\n'
@@ -135,15 +137,16 @@ def test_only_who_may_read_the_data_folder_may_ask(settings: Settings, server: S
 
 
 def test_nobody_answers(settings: Settings, store: Store) -> None:
-    with pytest.raises(QuestionError, match="no sink is running on"):
+    with pytest.raises(NobodyAnswers, match="no sink is running on"):
         ask(settings, "SELECT 1")
     server = SqlServer(settings.clickhouse, settings.sql_address, settings.data_dir, store)
     listening = (settings.data_dir / LISTENING_FILE).read_text()
     server.close()
     assert not (settings.data_dir / LISTENING_FILE).exists()
     (settings.data_dir / LISTENING_FILE).write_text(listening)  # as after kill -9
-    with pytest.raises(QuestionError, match="no sink is running on"):
+    with pytest.raises(NobodyAnswers, match="no sink is running on") as away:
         ask(settings, "SELECT 1")
+    assert explain(away.value) == (Exit.AWAY, str(away.value))
 
 
 def test_a_long_question_does_not_hold_up_the_end(settings: Settings, store: Store) -> None:
@@ -179,5 +182,5 @@ def test_a_clickhouse_server_is_asked_directly(tmp_path: Path) -> None:
         assert ask(settings, FIGURES, "csv").startswith('"n","amount","text"\n')
         with pytest.raises(QuestionError, match="only questions are answered"):
             ask(settings, "DROP TABLE x")
-    with pytest.raises(QuestionError, match=f"ClickHouse at 127.0.0.1:{front.port}"):
+    with pytest.raises(NobodyAnswers, match=f"ClickHouse at 127.0.0.1:{front.port}"):
         ask(settings, FIGURES)

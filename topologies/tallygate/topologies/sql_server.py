@@ -14,6 +14,7 @@ import secrets
 import socketserver
 import threading
 import time
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,10 @@ _STOP_SECONDS: Final = 10.0
 
 class SqlServerError(Exception):
     """The sink cannot listen; one clear line."""
+
+
+class NobodyAnswers(QuestionError):
+    """There is no sink, or no server, to ask; nothing is said about the question."""
 
 
 class SqlServer:
@@ -123,18 +128,21 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def ask(settings: Settings, sql: str, form: str = "table") -> str:
-    """The answer to one question, as `form`: table, jsonl or csv. Raises `QuestionError`, one clear line."""
+    """The answer to one question, as `form`: table, jsonl or csv.
+
+    Raises `QuestionError`, one clear line; `NobodyAnswers` where it is not about the question.
+    """
     if not is_embedded(settings.clickhouse):
         try:
             return answer(settings.clickhouse, sql, form).decode()
         except StoreError as error:
-            raise QuestionError(str(error)) from error
+            raise NobodyAnswers(str(error)) from error
     try:
         listening = json.loads((settings.data_dir / LISTENING_FILE).read_text())
     except FileNotFoundError:
-        raise QuestionError(_nobody(settings.data_dir)) from None
+        raise NobodyAnswers(_nobody(settings.data_dir)) from None
     except (OSError, ValueError) as error:
-        raise QuestionError(f"{settings.data_dir / LISTENING_FILE} cannot be read: {error}") from error
+        raise NobodyAnswers(f"{settings.data_dir / LISTENING_FILE} cannot be read: {error}") from error
     host, port = parse_address(listening["address"])
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_SECONDS)
     try:
@@ -145,11 +153,11 @@ def ask(settings: Settings, sql: str, form: str = "table") -> str:
             response = connection.getresponse()
             body = response.read().decode()
     except ConnectionRefusedError:
-        raise QuestionError(_nobody(settings.data_dir)) from None
+        raise NobodyAnswers(_nobody(settings.data_dir)) from None
     except (OSError, http.client.HTTPException) as error:
-        raise QuestionError(f"the sink at {listening['address']} broke off: {error}") from error
+        raise NobodyAnswers(f"the sink at {listening['address']} broke off: {error}") from error
     if response.status != 200:
-        raise QuestionError(body)
+        raise (NobodyAnswers if response.status == HTTPStatus.SERVICE_UNAVAILABLE else QuestionError)(body)
     return body
 
 
