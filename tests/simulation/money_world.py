@@ -24,7 +24,17 @@ from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.events import BATCH, UsageEvent, encode_event
 from tallygate.schemas.instants import DAY_MS, HOUR_MS, parse_instant, to_datetime
-from tallygate.schemas.journal import ENTRY_KIND, Entry, ScopeRow, UsageRow, decode_record, split_key, usage_id
+from tallygate.schemas.journal import (
+    ENTRY_KIND,
+    Entry,
+    GrantRow,
+    HoldRow,
+    ScopeRow,
+    UsageRow,
+    decode_record,
+    split_key,
+    usage_id,
+)
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.reasons import DENIALS, Reason
 from tallygate.schemas.requests import (
@@ -281,8 +291,14 @@ class MoneyWorld:
         self._ask(Release(id=self._id("l"), customer=customer, hold=hold))
 
     def extend(self, pick: Pick) -> None:
+        """A hold never ends sooner for it."""
         hold, customer = self._hold(pick)
-        self._ask(Extend(id=self._id("e"), customer=customer, hold=hold, ttl_seconds=pick((1, 60, 7200))))
+        self.flush()
+        before = self.account(customer).holds.get(hold)
+        request = Extend(id=self._id("e"), customer=customer, hold=hold, ttl_seconds=pick((1, 60, 7200)))
+        if self._ask_now(request).allowed:
+            assert before is not None
+            assert self.account(customer).holds[hold].expires_at >= before.expires_at
 
     def use(self, pick: Pick) -> None:
         self._send([self._event(pick)])
@@ -453,6 +469,8 @@ class MoneyWorld:
         assert answer.hold is not None
         account = self.account(answer.customer)
         hold = account.holds[answer.hold.id]
+        assert account.row is not None
+        assert not account.row.suspended
         assert from_nanos(hold.credits_nanos) == answer.credits
         shares = {share.id: share.nanos for share in hold.scopes}
         for limit in answer.limits:
@@ -464,12 +482,16 @@ class MoneyWorld:
             assert not enforces or to_nanos(limit.used) + to_nanos(limit.held) + asked <= to_nanos(limit.limit)
             if limit.kind == "rate":
                 continue
+            if limit.kind == "allowance" and enforces:
+                row = account.scopes[f"allowance:{hold.feature}\0{limit.unit}"]
+                assert row.used_nanos + row.held_nanos <= to_nanos(limit.limit)
             rows = [row for id in shares if (row := account.scopes[id]) and _is_of(row, limit.name, limit.scope)]
             if limit.kind == "budget":
                 [row] = rows
                 assert shares[row.id] == asked
                 assert row.used_nanos + row.held_nanos == to_nanos(limit.used) + to_nanos(limit.held) + asked
         feature = next(each for each in self.partition.catalog.features if each.name == hold.feature)
+        _paid_in_order(account, feature.pools, hold)
         if hold.overage_nanos and feature.overage_nanos_max is not None and not feature.observe:
             pool = account.pools[hold.pool]
             assert pool.overage_nanos + pool.overage_held_nanos <= feature.overage_nanos_max
@@ -477,7 +499,7 @@ class MoneyWorld:
     # ---- asking ----
 
     def _call(self, pick: Pick) -> dict[str, Any]:
-        feature = pick(FEATURES)
+        feature = pick((*FEATURES, "work", "work", "work"))  # the one with allowances
         meters = {f.name: f.meters for f in self.partition.catalog.features}.get(feature, ())
         meters = tuple(meter for meter in meters if self._aggregation(meter) == "sum")
         quantities = {meter: pick(AMOUNTS) for meter in meters if pick((True, False))}
@@ -567,6 +589,22 @@ class MoneyWorld:
 
     def _note(self, *what: object) -> None:
         self.log.append(" ".join(str(each) for each in what))
+
+
+def _paid_in_order(account: Account, pools: tuple[str, ...], hold: HoldRow) -> None:
+    """Pool after pool, each in burn order, every grant to its end before the next one pays."""
+
+    def order(grant: GrantRow) -> tuple[object, ...]:
+        ends = (1, 0) if grant.expires_at is None else (0, grant.expires_at // 1000)
+        return (pools.index(grant.pool), grant.priority, ends, grant.created_at, grant.id)
+
+    active = sorted((g for g in account.grants.values() if g.active and g.pool in pools), key=order)
+    paid = [share.id for share in hold.receipt]
+    assert paid == [grant.id for grant in active if grant.id in paid]
+    last = (
+        len(active) if hold.overage_nanos else next((n for n, g in enumerate(active) if paid and g.id == paid[-1]), 0)
+    )
+    assert not any(grant.balance_nanos for grant in active[:last])
 
 
 def _is_of(row: ScopeRow, budget: str, scope: dict[str, str]) -> bool:
