@@ -126,7 +126,9 @@ def consume(draft: AccountDraft, found: list[Level], at: int, cause: int) -> Non
 def _alerted(draft: AccountDraft, level: Level, row: ScopeRow, at: int, cause: int) -> ScopeRow:
     """Report each threshold that is reached and was not before: in this period, of a limit no lower than now."""
     budget, reported = level.budget, row.alerted
-    if budget.limit_nanos > row.alerted_limit_nanos:  # raised: what had been reached of it then may be so no more
+    if not budget.thresholds and budget.hard and not budget.observe:
+        return row
+    if reported and budget.limit_nanos > row.alerted_limit_nanos:  # raised: what had been reached of it then may be so no more
         reported = min(reported, max(_reached(budget, level.scope), default=0))
     due = [each for each in _reached(budget, row) if each > reported]
     for threshold in due:
