@@ -23,7 +23,7 @@ from worker_process import WorkerProcess
 CATALOG = Catalog(
     version=1,
     meters=(Meter("tokens", "llm.call", "sum", "tokens"),),
-    features=(Feature("llm", "credits", ("tokens",)),),
+    features=(Feature("llm", ("credits",), ("tokens",)),),
 )
 PARTITIONS = 4
 #: One customer in each partition.
@@ -230,7 +230,7 @@ def test_a_new_catalog_takes_effect_at_one_place_in_the_journal(
     with WorkerProcess(brokers, tmp_path, group=group) as worker:
         asker.ask(grant("catalog-g", customer))
         assert asker.ask(question)[0].reason.value == "feature_unknown"
-        later = Catalog(version=2, meters=CATALOG.meters, features=(*CATALOG.features, Feature("later", "credits")))
+        later = Catalog(version=2, meters=CATALOG.meters, features=(*CATALOG.features, Feature("later", ("credits",))))
         asker.apply(later)
         worker.wait_for("catalog version 2 is known")
         answer = asker.ask(Check(id="catalog-2", customer=customer, feature="later", credits=Decimal(1)))[0]
