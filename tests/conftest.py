@@ -1,7 +1,8 @@
 """Fixtures for all tests.
 
 `kafka` is one broker for the session; its topics belong to all of the session's tests. `module_kafka` and `fresh_kafka`
-are a module's and a test's own, with all of Tallygate's topics in 4 partitions; they can be killed and restarted.
+are a module's and a test's own for as long as it runs, with all of Tallygate's topics in 4 partitions and nothing in
+them; they can be killed and restarted. `broker_pool` lends others, without topics.
 """
 
 import contextlib
@@ -11,12 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from kafka_fixture import Broker, ContainerKafka, own_broker, own_kind, shared_broker, shared_kind
+from kafka_fixture import Broker, BrokerPool, ContainerKafka, own_kind, shared_broker, shared_kind, with_topics
 from leftovers import left_behind, mark
 from tallygate.connectors.kafka_fetch import fetch_jars
 from tallygate.connectors.kafka_local import LocalKafka, LocalKafkaError
 
-_OWN = {"module_kafka", "fresh_kafka"}
+_OWN = {"broker_pool", "module_kafka", "fresh_kafka"}
 
 
 def pytest_report_header() -> str:
@@ -60,13 +61,21 @@ def kafka(_nothing_left_behind: None) -> Iterator[Broker]:
         yield broker
 
 
+@pytest.fixture(scope="session")
+def broker_pool(_nothing_left_behind: None) -> Iterator[BrokerPool]:
+    with BrokerPool() as pool:
+        yield pool
+
+
 @pytest.fixture(scope="module")
-def module_kafka(_nothing_left_behind: None) -> Iterator[LocalKafka | ContainerKafka]:
-    with own_broker() as broker:
+def module_kafka(broker_pool: BrokerPool) -> Iterator[LocalKafka | ContainerKafka]:
+    with broker_pool.borrowed() as broker:
+        with_topics(broker)
         yield broker
 
 
 @pytest.fixture
-def fresh_kafka(_nothing_left_behind: None) -> Iterator[LocalKafka | ContainerKafka]:
-    with own_broker() as broker:
+def fresh_kafka(broker_pool: BrokerPool) -> Iterator[LocalKafka | ContainerKafka]:
+    with broker_pool.borrowed() as broker:
+        with_topics(broker)
         yield broker

@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 import docker
 import pytest
@@ -16,6 +16,7 @@ from testcontainers.community.kafka import KafkaContainer
 from tallygate.connectors.kafka_admin import declare_topics
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas.topics import topic_specs
+from topic_waits import await_leaders, remove_topics
 
 PARTITIONS = 4
 GIVEN = "TALLYGATE_KAFKA_BROKERS"
@@ -99,17 +100,38 @@ def _container_or_local(stack: contextlib.ExitStack) -> Broker:
         return stack.enter_context(LocalKafka())
 
 
-def broker_without_topics() -> LocalKafka | ContainerKafka:
-    """To be entered by the test or module that wants it."""
-    return LocalKafka() if own_kind() == "a local broker" else ContainerKafka()
+class BrokerPool:
+    """Brokers that tests break, or want without foreign topics: lent to one after the other, started only when needed.
 
+    Each borrower finds a broker that runs and has no topics. Groups and transactional ids stay: tests name their own.
+    """
 
-@contextlib.contextmanager
-def own_broker() -> Iterator[LocalKafka | ContainerKafka]:
-    """A broker for one test or module, with all topics declared."""
-    with broker_without_topics() as broker:
-        declare_topics({"bootstrap.servers": broker.bootstrap}, topic_specs(PARTITIONS))
+    def __init__(self) -> None:
+        self._idle: list[LocalKafka | ContainerKafka] = []
+        self._stack = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[LocalKafka | ContainerKafka]:
+        broker = self._idle.pop() if self._idle else self._new()
+        if isinstance(broker, LocalKafka) and not broker.running:
+            broker.start()
+        remove_topics(broker.bootstrap)
         yield broker
+        self._idle.append(broker)
+
+    def _new(self) -> LocalKafka | ContainerKafka:
+        return self._stack.enter_context(LocalKafka() if own_kind() == "a local broker" else ContainerKafka())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def with_topics(broker: Broker) -> None:
+    declare_topics({"bootstrap.servers": broker.bootstrap}, topic_specs(PARTITIONS))
+    await_leaders(broker.bootstrap)
 
 
 #: For tests of the local broker itself. Where there is no Docker either, they run and say what is missing.

@@ -27,6 +27,7 @@ from tallygate.schemas.requests import GiveGrant, Release, Request, Reserve, Set
 from tallygate.schemas.topics import DAY_MS, HEADER_SEQ, HEADER_TERM, JOURNAL, topic_specs
 from tallygate.topologies.settings import Settings, load_settings
 from tallygate.topologies.sql_server import ask
+from topic_waits import await_partitions
 
 D = Decimal
 
@@ -260,9 +261,7 @@ def make_journal(bootstrap: str) -> None:
             time.sleep(0.1)
         else:
             break
-    while len(admin.list_topics(JOURNAL, timeout=10).topics[JOURNAL].partitions) < PARTITIONS:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    await_partitions(admin, JOURNAL, PARTITIONS)
 
 
 def compact(bootstrap: str, writer: JournalWriter) -> None:

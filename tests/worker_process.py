@@ -42,7 +42,9 @@ class WorkerProcess:
         data_dir.mkdir(parents=True, exist_ok=True)
         self._number = len(list(data_dir.glob("settings-*.json")))
         self._file = data_dir / f"settings-{self._number}.json"
-        given = {"metrics_address": "127.0.0.1:0", "session_timeout_ms": 6000, "tick_ms": 200, **settings}
+        # The members that a test leaves behind in its group are in nobody's way.
+        own = {"group": f"workers of {data_dir}", "metrics_address": "127.0.0.1:0"}
+        given = {**own, "session_timeout_ms": 6000, "tick_ms": 200, **settings}
         self._file.write_text(json.dumps({"kafka_brokers": brokers, "data_dir": str(data_dir), **given}))
         self.log_path = data_dir / f"worker-{self._number}.log"
         self._arguments = [str(self._file), *(map(str, crash) if crash else ())]

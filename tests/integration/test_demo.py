@@ -11,8 +11,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from kafka_fixture import Broker, java_and_maven
-from tallygate.connectors.kafka_local import LocalKafka
+from kafka_fixture import Broker, BrokerPool, java_and_maven
 from tallygate.schemas.journal import (
     OPEN_KEY,
     PARTITION_KEY,
@@ -57,10 +56,8 @@ def test_the_demo(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
-@needs_java
-@pytest.mark.timeout(180)
-def test_a_named_kafka_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with LocalKafka() as kafka:
+def test_a_named_kafka_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, broker_pool: BrokerPool) -> None:
+    with broker_pool.borrowed() as kafka:
         monkeypatch.setenv("TALLYGATE_KAFKA_BROKERS", kafka.bootstrap)
         with ExitStack() as ends:
             stack = start_stack(ends, lambda line: None)

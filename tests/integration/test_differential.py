@@ -253,6 +253,9 @@ def drive(asker: Asker, seed: int) -> dict[str, int]:
         if burst in (BURSTS // 3, 2 * BURSTS // 3):
             asker.apply(VERSIONS[2 if burst == BURSTS // 3 else 3])
             asker.poll(0.5)
+    for credits in (1, 2):  # one id for two requests
+        asker.send(GiveGrant(id="twice", customer=CUSTOMERS[0], amount=Decimal(credits)))
+        asked["twice"] += 1
     return asked
 
 

@@ -9,33 +9,40 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
-from kafka_fixture import broker_without_topics, needs_java
+from kafka_fixture import BrokerPool, needs_java
 from tallygate.connectors.kafka_admin import Difference, KafkaRefused, KafkaUnreachable, TopicReport, declare_topics
 from tallygate.connectors.kafka_fetch import fetch_jars, find_java
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas import topics
 from tallygate.schemas.topics import TopicSpec, topic_specs
+from topic_waits import await_partitions
 
 
 @pytest.fixture(scope="module")
-def one_broker() -> Iterator[dict[str, str]]:
+def one_broker(broker_pool: BrokerPool) -> Iterator[dict[str, str]]:
     """librdkafka's configuration for a broker that has no topics but those of these tests."""
-    with broker_without_topics() as kafka:
+    with broker_pool.borrowed() as kafka:
         yield {"bootstrap.servers": kafka.bootstrap}
 
 
 def config_of(cluster: dict[str, str], topic: str) -> dict[str, str]:
     resource = ConfigResource(ResourceType.TOPIC, topic)
     admin = AdminClient(cluster)  # named: an answer does not outlive its client
-    entries = admin.describe_configs([resource])[resource].result()
-    return {name: entry.value for name, entry in entries.items()}
+    for _ in range(100):
+        with contextlib.suppress(KafkaException):  # one of three brokers has not heard of it yet
+            entries = admin.describe_configs([resource])[resource].result()
+            return {name: entry.value for name, entry in entries.items()}
+        time.sleep(0.1)
+    raise AssertionError(f"no broker knows {topic}")
 
 
 def make(cluster: dict[str, str], topic: str, partitions: int, copies: int, config: dict[str, str]) -> None:
     admin = AdminClient(cluster)
     admin.create_topics([NewTopic(topic, partitions, copies, config=config)])[topic].result()
+    await_partitions(admin, topic, partitions)
 
 
 def closed_port() -> int:
@@ -77,6 +84,7 @@ def test_more_partitions_than_declared_differ(one_broker: dict[str, str]) -> Non
     assert declare_topics(one_broker, [spec])[0].outcome == "created"
     admin = AdminClient(one_broker)
     admin.create_partitions([NewPartitions("grown", 3)])["grown"].result()
+    await_partitions(admin, "grown", 3)
     assert declare_topics(one_broker, [spec])[0].differences == (Difference("partitions", "2", "3"),)
 
 
@@ -116,8 +124,12 @@ def test_nobody_there() -> None:
 
 def test_somebody_else_there(one_broker: dict[str, str]) -> None:
     """A listener without TLS, asked with TLS: the reason is librdkafka's."""
-    with pytest.raises(KafkaUnreachable, match="SSL handshake failed"):
-        declare_topics({**one_broker, "security.protocol": "ssl"}, topic_specs(), timeout_seconds=2)
+    for seconds in (1, 5, 20):  # until it is heard of
+        with pytest.raises(KafkaUnreachable) as error:
+            declare_topics({**one_broker, "security.protocol": "ssl"}, topic_specs(), timeout_seconds=seconds)
+        if "SSL" in str(error.value):
+            break
+    assert "SSL handshake failed" in str(error.value)
 
 
 def test_no_address() -> None:

@@ -11,8 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from asker import Asker, accepted, counted, decided, records
-from kafka_fixture import Broker
-from tallygate.connectors.kafka_local import LocalKafka
+from kafka_fixture import Broker, BrokerPool
 from tallygate.schemas import topics
 from tallygate.schemas.catalog import Catalog, Feature, Meter
 from tallygate.schemas.journal import OPEN_KEY, PARTITION_KEY, row_key
@@ -23,7 +22,7 @@ from worker_process import WorkerProcess
 CATALOG = Catalog(
     version=1,
     meters=(Meter("tokens", "llm.call", "sum", "tokens"),),
-    features=(Feature("llm", "credits", ("tokens",)),),
+    features=(Feature("llm", ("credits",), ("tokens",)),),
 )
 PARTITIONS = 4
 #: One customer in each partition.
@@ -59,6 +58,14 @@ def grant(id: str, customer: str, credits: int = 500) -> GiveGrant:
 
 def owned(worker: WorkerProcess) -> float:
     return worker.metrics()["tallygate_owned_partitions"]
+
+
+def until_counted(brokers: str, customer: str, events: int) -> None:
+    for _ in range(300):
+        if counted(brokers).get(customer, 0) >= events:
+            return
+        signal.sigtimedwait([], 0.1)
+    raise AssertionError(f"usage of {customer} was never counted")
 
 
 def until_owned(worker: WorkerProcess, number: int) -> None:
@@ -134,6 +141,7 @@ def test_bad_input_ends_as_dead_letter_or_refusal_and_the_partition_goes_on(
         )
         asker.send(GiveGrant(id="bad-g", customer=customer, amount=Decimal(501)))
         asker.ask(Balance(id="bad-last", customer=customer))
+        until_counted(brokers, customer, 1)  # usage has a lane of its own
         metrics = worker.metrics()
         assert worker.stop() == 0
     assert [(a.allowed, a.reason.value) for a in refused] == [
@@ -230,7 +238,7 @@ def test_a_new_catalog_takes_effect_at_one_place_in_the_journal(
     with WorkerProcess(brokers, tmp_path, group=group) as worker:
         asker.ask(grant("catalog-g", customer))
         assert asker.ask(question)[0].reason.value == "feature_unknown"
-        later = Catalog(version=2, meters=CATALOG.meters, features=(*CATALOG.features, Feature("later", "credits")))
+        later = Catalog(version=2, meters=CATALOG.meters, features=(*CATALOG.features, Feature("later", ("credits",))))
         asker.apply(later)
         worker.wait_for("catalog version 2 is known")
         answer = asker.ask(Check(id="catalog-2", customer=customer, feature="later", credits=Decimal(1)))[0]
@@ -250,8 +258,8 @@ def test_a_new_catalog_takes_effect_at_one_place_in_the_journal(
 # How it ends, and what it says
 
 
-def test_missing_topics_are_one_line(brokers: str, group: str, tmp_path: Path) -> None:
-    with LocalKafka() as bare, WorkerProcess(bare.bootstrap, tmp_path, group=group) as worker:
+def test_missing_topics_are_one_line(broker_pool: BrokerPool, tmp_path: Path) -> None:
+    with broker_pool.borrowed() as bare, WorkerProcess(bare.bootstrap, tmp_path) as worker:
         assert worker.ended() == 1
         assert "run `tallygate topics`" in worker.log().splitlines()[-1]
         assert "Traceback" not in worker.log()

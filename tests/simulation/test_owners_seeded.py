@@ -66,7 +66,7 @@ class Process:
 PRICED = Catalog(
     version=1,
     meters=(Meter("tokens", "llm.call", "sum", "tokens"),),
-    features=(Feature("llm", "credits", ("tokens",), (Rate("tokens", 10**9, 10**9),)),),
+    features=(Feature("llm", ("credits",), ("tokens",), (Rate("tokens", 10**9, 10**9),)),),
 )
 _CHUNK = World().use("x")
 

@@ -20,7 +20,7 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import clickhouse_connect
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 

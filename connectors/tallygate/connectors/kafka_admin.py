@@ -122,15 +122,17 @@ def _seen(admin: AdminClient, specs: Sequence[TopicSpec], timeout_seconds: float
 
 
 def _configs(admin: AdminClient, names: Sequence[str], timeout_seconds: float) -> dict[str, dict[str, str]]:
-    if not names:
-        return {}
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-    configs = {}
-    for resource, future in admin.describe_configs(resources, request_timeout=timeout_seconds).items():
-        try:
-            configs[resource.name] = {name: entry.value or "" for name, entry in future.result().items()}
-        except KafkaException as error:
-            raise _refusal(f"topic {resource.name} cannot be read", error) from error
+    """By topic. All of them exist: a broker that does not know one has only not heard of it yet."""
+    until = time.monotonic() + timeout_seconds
+    configs: dict[str, dict[str, str]] = {}
+    while unread := [ConfigResource(ResourceType.TOPIC, name) for name in names if name not in configs]:
+        for resource, future in admin.describe_configs(unread, request_timeout=timeout_seconds).items():
+            try:
+                configs[resource.name] = {name: entry.value or "" for name, entry in future.result().items()}
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > until:
+                    raise _refusal(f"topic {resource.name} cannot be read", error) from error
+                time.sleep(0.02)
     return configs
 
 

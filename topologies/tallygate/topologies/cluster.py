@@ -3,6 +3,7 @@ ends. Brokers that are away are waited for.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -17,6 +18,9 @@ _T = TypeVar("_T")
 
 _ASK_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.5
+#: A partition that was just made, or whose broker is just back, has no leader for a moment; that is not worth a line.
+_ELECTING: Final = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
+_ELECTION_SECONDS: Final = 5.0
 
 #: The topics without which a worker cannot start; the first three must have the same number of partitions.
 NEEDED: Final = (topics.JOURNAL, topics.USAGE, topics.REQUESTS, topics.CATALOG, topics.DEAD_LETTERS)
@@ -83,13 +87,15 @@ class Cluster:
             raise ClusterTrouble(f"{topic} partition {partition}: {error.args[0].str()}") from error
 
     async def _patiently(self, ask: Callable[[], _T]) -> _T:
+        elected_by = time.monotonic() + _ELECTION_SECONDS
         while True:
             try:
                 answer = await asyncio.to_thread(ask)
             except KafkaException as error:
                 if error.args[0].code() not in PASSING and not error.args[0].retriable():
                     raise
-                self._watch.away("worker", error.args[0].str())
+                if error.args[0].code() not in _ELECTING or time.monotonic() > elected_by:
+                    self._watch.away("worker", error.args[0].str())
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 self._watch.back("worker")

@@ -1,0 +1,35 @@
+"""What a worker says while it waits for the cluster."""
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from tallygate.topologies.cluster import Cluster
+from tallygate.topologies.settings import load_settings
+
+AWAY = ["broker {} is away ({}); waiting", "broker {} is back"]
+
+
+@pytest.mark.parametrize(
+    ("brokers", "code", "says"),
+    [
+        ("127.0.0.1:1", KafkaError.NOT_LEADER_FOR_PARTITION, []),
+        ("127.0.0.1:2", KafkaError.LEADER_NOT_AVAILABLE, []),
+        ("127.0.0.1:3", KafkaError._TRANSPORT, AWAY),
+        ("127.0.0.1:4", KafkaError._TIMED_OUT, AWAY),
+    ],
+)
+async def test_a_leader_that_is_being_elected_is_no_broker_that_is_away(
+    brokers: str, code: int, says: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    error = KafkaError(code)
+    answers = iter([KafkaException(error), KafkaException(error), 7])
+
+    def ask() -> int:
+        match next(answers):
+            case KafkaException() as trouble:
+                raise trouble
+            case number:
+                return number
+
+    assert await Cluster(load_settings(kafka_brokers=brokers))._patiently(ask) == 7
+    assert caplog.messages == [line.format(brokers, error.str()) for line in says]
