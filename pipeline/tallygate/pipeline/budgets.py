@@ -128,7 +128,7 @@ def _alerted(draft: AccountDraft, level: Level, row: ScopeRow, at: int, cause: i
     budget, reported = level.budget, row.alerted
     if not budget.thresholds and budget.hard and not budget.observe:
         return row
-    if reported and budget.limit_nanos > row.alerted_limit_nanos:  # raised: what had been reached of it then may be so no more
+    if reported and budget.limit_nanos > row.alerted_limit_nanos:  # raised: it may be reached no more
         reported = min(reported, max(_reached(budget, level.scope), default=0))
     due = [each for each in _reached(budget, row) if each > reported]
     for threshold in due:
