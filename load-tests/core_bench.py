@@ -7,6 +7,7 @@ reserve and its settle. Reading the records and writing the table are not in it.
 
 import argparse
 import cProfile
+import gc
 import json
 import os
 import pstats
@@ -106,6 +107,8 @@ def main() -> None:
     if options.profile:
         profiled(options.count)
         return
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # as the worker does
     result: dict[str, object] = {
         "load_average_before": round(os.getloadavg()[0], 2),
         "cores": os.cpu_count(),

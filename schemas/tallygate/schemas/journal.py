@@ -356,7 +356,11 @@ def scope_text(scope: dict[str, str]) -> str:
     """
     if not scope:
         return ""
-    return ",".join([f"{_escaped(k)}={_escaped(v)}" for k, v in sorted(scope.items())])
+    items = sorted(scope.items())
+    text = ",".join([f"{k}={v}" for k, v in items])
+    if "%" not in text and text.count("=") == len(items) and text.count(",") == len(items) - 1:
+        return text  # nothing in it needs escaping, as is usual
+    return ",".join([f"{_escaped(k)}={_escaped(v)}" for k, v in items])
 
 
 def _escaped(text: str) -> str:
