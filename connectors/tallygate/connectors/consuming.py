@@ -19,8 +19,19 @@ logger = logging.getLogger(__name__)
 
 Partition: TypeAlias = tuple[str, int]  # topic, number
 
+#: A partition that was just made, or whose broker is just back, has no leader that knows so, for a moment.
+ELECTING: Final = frozenset(
+    {
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+    }
+)
 #: librdkafka gets over these itself; they reach us only as news.
-PASSING: Final = frozenset(
+PASSING: Final = ELECTING | frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TRANSPORT,
@@ -28,8 +39,6 @@ PASSING: Final = frozenset(
         KafkaError._RESOLVE,
         KafkaError._PARTITION_EOF,
         KafkaError._WAIT_COORD,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_COORDINATOR,

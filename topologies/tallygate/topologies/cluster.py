@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from tallygate.connectors.consuming import PASSING, broker_watch
+from tallygate.connectors.consuming import ELECTING, PASSING, broker_watch
 from tallygate.schemas import topics
 from tallygate.topologies.settings import Settings
 
@@ -18,8 +18,7 @@ _T = TypeVar("_T")
 
 _ASK_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.5
-#: A partition that was just made, or whose broker is just back, has no leader for a moment; that is not worth a line.
-_ELECTING: Final = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
+#: For so long, that a leader is being elected is not worth a line.
 _ELECTION_SECONDS: Final = 5.0
 
 #: The topics without which a worker cannot start; the first three must have the same number of partitions.
@@ -94,7 +93,7 @@ class Cluster:
             except KafkaException as error:
                 if error.args[0].code() not in PASSING and not error.args[0].retriable():
                     raise
-                if error.args[0].code() not in _ELECTING or time.monotonic() > elected_by:
+                if error.args[0].code() not in ELECTING or time.monotonic() > elected_by:
                     self._watch.away("worker", error.args[0].str())
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
