@@ -227,6 +227,7 @@ class KafkaJournal:
         self._writer = writer
         self._reader = reader
         self._cluster = cluster
+        self._left = False
 
     async def bounds(self) -> tuple[int, int]:
         return await self._cluster.bounds(JOURNAL, self._partition)
@@ -236,6 +237,8 @@ class KafkaJournal:
             await self._reader.replay(self._partition, begin, end, take)
 
     def follow(self, begin: int) -> None:
+        if self._left:  # an opening goes on for a moment after its partition was taken away; it is cancelled anyway
+            raise asyncio.CancelledError
         self._reader.follow(self._partition, begin)
 
     async def append(self, records: Sequence[Pair], term: int, seq: int) -> None:
@@ -245,6 +248,7 @@ class KafkaJournal:
         return await self._reader.read(self._partition)
 
     def leave(self) -> None:
+        self._left = True
         self._reader.leave(self._partition)
 
 
