@@ -310,6 +310,16 @@ def test_a_rebalance_in_the_middle_of_an_opening_closes_it(group: Group) -> None
     assert not first.opened()
 
 
+def test_an_opening_does_not_go_on_beside_its_closing(group: Group) -> None:
+    """What it would open then would never be closed."""
+    member = group.join(opening_ends_with_closing=True, closing_seconds=0.5)
+    wait(lambda: len(member.said("opening")) == PARTITIONS, group)
+    member.signal(signal.SIGTERM)
+    assert member.exit_code() == 0
+    assert len(member.said("closed")) == PARTITIONS
+    assert not member.said("opened")
+
+
 def test_topics_that_do_not_fit_are_refused(group: Group) -> None:
     admin = AdminClient({"bootstrap.servers": group.brokers})
     odd = f"odd.{uuid.uuid4().hex[:10]}"

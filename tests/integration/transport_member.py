@@ -31,8 +31,13 @@ def say(what: str, **more: Any) -> None:
 
 
 class Hooks:
+    def __init__(self) -> None:
+        self._closing = asyncio.Event()
+
     async def opening(self, partition: int) -> Mapping[str, int]:
         say("opening", partition=partition)
+        if OPTIONS.get("opening_ends_with_closing"):
+            await self._closing.wait()
         await asyncio.sleep(OPTIONS.get("opening_seconds", 0))
         if OPTIONS.get("opening_fails"):
             raise RuntimeError("the opening failed")
@@ -42,6 +47,7 @@ class Hooks:
 
     async def closing(self, partition: int) -> None:
         say("closing", partition=partition)
+        self._closing.set()
         await asyncio.sleep(OPTIONS.get("closing_seconds", 0))
         say("closed", partition=partition)
 

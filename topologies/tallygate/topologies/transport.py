@@ -190,25 +190,30 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
 
     async def on_revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
         assert {TP(*partition) for partition in partitions} == self._assigned
-        openings, self._openings = self._openings, {}
+        numbers = await self._stop_openings()
         await self._stop_delivery()
-        await asyncio.gather(*(self.transport.hooks.closing(number) for number in openings))
+        await asyncio.gather(*(self.transport.hooks.closing(number) for number in numbers))
         self._settle()
         offsets = {(tp.topic, tp.partition): offset for tp, offset in self._committable.items()}
-        await self._forget(openings)
+        self._forget()
         return offsets
 
     async def on_lost(self, partitions: Sequence[Partition]) -> bool:
-        openings, self._openings = self._openings, {}
+        await self._stop_openings()
         await self._stop_delivery()
         stays = await self.transport.hooks.lost(_numbers(partitions))
-        await self._forget(openings)
+        self._forget()
         return bool(stays)
 
-    async def _forget(self, openings: Mapping[int, asyncio.Task[None]]) -> None:
+    async def _stop_openings(self) -> list[int]:
+        """The partitions whose opening was begun. None goes on beside its closing, which could not undo it."""
+        openings, self._openings = self._openings, {}
         for opening in openings.values():
             opening.cancel()
         await asyncio.gather(*openings.values(), return_exceptions=True)
+        return list(openings)
+
+    def _forget(self) -> None:
         self._committable.clear()
         self._unsettled.clear()
         self._assigned = set()
