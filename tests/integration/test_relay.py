@@ -146,8 +146,13 @@ def test_a_threshold_is_an_alert_once_a_period(journal: str, tmp_path: Path) -> 
 def test_killed_at_every_place_of_a_batch(journal: str, tmp_path: Path) -> None:
     """Records come again where the sink died before it stored how far it was: the same ones, under the same ids."""
     story = Story("killed", rounds=1)
-    JournalWriter(journal).tell(0, story)
+    writer = JournalWriter(journal)
+    writer.tell(0, story)
     for insert in range(1, 7):
+        told = len(story.transitions)
+        story.round(f"more {insert}")
+        for seq, steps in enumerate(story.transitions[told:], told + 1):
+            writer.write(0, 1, seq, steps)
         with SinkProcess(journal, tmp_path, die_before=insert) as sink:
             assert sink.end() < 0
     with SinkProcess(journal, tmp_path) as sink:
@@ -157,7 +162,7 @@ def test_killed_at_every_place_of_a_batch(journal: str, tmp_path: Path) -> None:
     for kind in ("decisions", "postings"):
         expected = due(story.world, kind)
         assert tapped.once(TOPICS[kind]) == expected
-        assert len(list(tapped.of(TOPICS[kind]))) == 7 * len(expected)
+        assert len(list(tapped.of(TOPICS[kind]))) > len(expected)  # some came again
 
 
 def test_nothing_is_behind_what_the_sink_has_stored(journal: str, tmp_path: Path) -> None:
