@@ -29,7 +29,7 @@ class Bars:
         self._out.print(line, style="dim")
 
     @contextmanager
-    def counting(self, what: str, total: int) -> Iterator[Count]:
+    def counting(self, what: str, total: int | None) -> Iterator[Count]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._out) as progress:
             yield Count(progress, progress.add_task(what, total=total))

@@ -159,7 +159,7 @@ def _run(
         meters = Meters(cluster.stack)
         with (
             bars.counting(
-                f"{what} for {length:g} s: requests answered", round(options.rate * length * 2) or 0
+                f"{what} for {length:g} s: requests answered", round(options.rate * length * 2) or None
             ) as count,
             BenchProcess(cluster.folder, "decisions", job, DecisionsDone) as load,
         ):

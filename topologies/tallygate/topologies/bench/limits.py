@@ -114,10 +114,10 @@ def _answer(job: EchoJob, producer: Producer, consumer: Consumer, say: Say, stop
 
 
 def _ask(job: EchoJob, producer: Producer, consumer: Consumer) -> Echoed:
-    """Open at a rate, or closed with so many under way; the first fifth is not measured."""
+    """Open at a rate, or closed with so many under way; the first half is not measured."""
     latencies: list[float] = []
     begin = time.monotonic_ns() + 50_000_000
-    measured = begin + int(job.seconds * 2e8)
+    measured = begin + int(job.seconds * 5e8)
     end = begin + int(job.seconds * 1e9)
     total = round(job.rate * job.seconds) if job.rate else None
     due = (begin + n * 1_000_000_000 // job.rate for n in range(total)) if total else itertools.repeat(0)

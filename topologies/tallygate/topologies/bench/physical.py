@@ -18,6 +18,7 @@ from tallygate.topologies.bench.usage_load import EVENT_TYPE
 #: Measured for a part of the run's own time, and no longer than makes a difference.
 _PART: Final = 1 / 4
 _SECONDS_MAX: Final = 3.0
+_ECHO_SECONDS_MIN: Final = 2.0
 _ADMIN_SECONDS: Final = 30.0
 _READY_SECONDS: Final = 30.0
 
@@ -47,7 +48,7 @@ def bare_echo(cluster: BenchCluster, rate: int, clients: int, seconds: float) ->
             ask=True,
             rate=rate,
             clients=clients,
-            seconds=min(max(1.0, seconds * _PART), _SECONDS_MAX),
+            seconds=min(max(_ECHO_SECONDS_MIN, seconds * _PART), _SECONDS_MAX),
         )
         with BenchProcess(cluster.folder, "echo", echo, Echoed) as other:
             other.wait_until(bool, _READY_SECONDS, cluster.check)
