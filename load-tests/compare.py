@@ -93,7 +93,7 @@ def usage_peer(name: str, command: Callable[[str, int, str], list[Any]]) -> Resu
     """A peer reads a topic of the bench's own events, on a broker of its own."""
     count = EVENTS[name]
     with tempfile.TemporaryDirectory(prefix="tallygate-peer-") as folder, LocalKafka(Path(folder) / "kafka") as kafka:
-        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
         admin.create_topics([NewTopic(USAGE, PARTITIONS_DEFAULT, 1)])[USAGE].result(30)
         job = UsageJob(
             kafka={"bootstrap.servers": kafka.bootstrap}, prefix="c", run="peer", customers=CUSTOMERS, count=count

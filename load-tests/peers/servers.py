@@ -80,7 +80,7 @@ def _program(name: str, package: str, elsewhere: str = "") -> Path:
     if elsewhere and (found := sorted(Path("/").glob(elsewhere.lstrip("/")))):
         return found[-1]
     if path := shutil.which(name):
-        return Path(path).resolve()
+        return Path(path)
     raise Missing(f"{name} is not installed: apt-get install {package}")
 
 

@@ -110,4 +110,4 @@ def test_a_cluster_without_the_benchs_catalog_is_not_written_to(
 def test_what_is_wrong_is_told_before_anything_starts(cli: CommandLine, words: str, told: str) -> None:
     said = cli("bench", *words.split())
     assert said.code == 2
-    assert told in " ".join(said.err.split())
+    assert told in " ".join(said.err.replace("│", " ").split())
