@@ -202,7 +202,9 @@ class Books:
             )
             self.answer_of[id] = value.split(b",", 1)[1][:-1]
         elif b'"how":' not in value:
-            must(known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS, "an event counts twice:", value)
+            must(
+                known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS, "an event counts twice:", value
+            )
         self.seen_at[id] = at, now_ms
 
     # ---- limits: what was let through, from the decisions alone ----
@@ -308,6 +310,10 @@ class Books:
             if key[:6] == first[:6]:  # ids: past remembering, or gone with an entry that compaction took after its day
                 if key < first or now_ms - self._kept_at.get(key, now_ms) >= DAY_MS:
                     continue
-            if key[:5] == b"\0due\0" and key not in expected and not (at_rest and due_instant(key) <= self.row.stream_at):
+            if (
+                key[:5] == b"\0due\0"
+                and key not in expected
+                and not (at_rest and due_instant(key) <= self.row.stream_at)
+            ):
                 continue  # compaction had taken the row that moved it: a tick removes it when its instant comes
             raise Violation(f"{reader} and the auditor differ in {key!r}: {rows.get(key)!r}, {expected.get(key)!r}")
