@@ -1,7 +1,7 @@
 """One seed, one story: owners of a partition that die, sleep and overlap over a journal, while customers go on asking.
 
-No thread, no clock, no event loop: a story is a sequence of small steps, all drawn from its seed, so that it can be told
-again word for word. `Story(seed).run()` returns its figures; what must not happen raises `Violation`.
+No thread, no clock, no event loop: a story is a sequence of small steps, all drawn from its seed, so that it can be
+told again word for word. `Story(seed).run()` returns its figures; what must not happen raises `Violation`.
 """
 
 import random

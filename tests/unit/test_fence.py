@@ -9,7 +9,7 @@ ROW = row_key("acme", "pool", "credits")
 
 
 def verdicts(story: str, term: int = 0, seq: int = 0) -> tuple[str, Fence]:
-    """`o3` is an open record of term 3, `3.1` a row of term 3, sequence 1, `p3.1` the partition row that ends its batch.
+    """`o3` is an open record of term 3, `3.1` a row of term 3, sequence 1, `p3.1` the partition row that ends it.
 
     `o`, `a`, `s` answer for each.
     """

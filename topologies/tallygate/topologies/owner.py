@@ -153,7 +153,7 @@ class PartitionOwner:
         return self._ports.clock.wall_ms() if self.term or not self._resumed_ms else self._resumed_ms
 
     def _stop_if_old(self, age_ms: int) -> None:
-        """Ends an opening whose journal may have dropped tombstones between what it read first and what it read last."""
+        """Ends an opening in which tombstones may have gone between the first and the last record that it read."""
         if age_ms > self._limits.resume_ms_max:
             assert self._table is not None
             why = f"{age_ms // 3_600_000} h lie between the first and the last that was read of the journal"
