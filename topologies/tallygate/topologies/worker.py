@@ -243,7 +243,7 @@ class Worker:
         limits = OwnerLimits(
             tick_ms=settings.tick_ms,
             fresh_ms=settings.session_timeout_ms // 2,
-            resume_ms_max=_tombstones_kept_ms(),
+            resume_ms_max=_tombstones_kept_ms() // 2,  # the other half is for reading on
         )
         owner = PartitionOwner(partition, uuid.uuid4().hex, ports, Rulebook(), inbox, Rules(), limits)
         return OwnedPartition(owner, inbox, journal, self._clock, self.fail)
