@@ -5,14 +5,13 @@ large run is put in force customer by customer, in steps that are small enough f
 partition row says how far, so that whoever takes over goes on exactly there.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 from tallygate.pipeline import budgets, entitlements, holds
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.entitlements import Access, access, allowances, offer_of
 from tallygate.pipeline.metering import add_figure
-from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import Batch, Outcome, UsageRunInput
 from tallygate.pipeline.usage_groups import Figure, Group, Use, cost_at
 from tallygate.schemas.instants import HOUR_MS
@@ -31,7 +30,13 @@ from tallygate.schemas.journal import (
 _FORGOTTEN_MAX: Final = 10_000
 
 
-def duplicates(state: PartitionState, batches: tuple[Batch, ...]) -> frozenset[int]:
+class Producers(Protocol):
+    """A partition's state, as far as it says where producers stand."""
+
+    def producer(self, name: str, /) -> ProducerRow | None: ...
+
+
+def duplicates(state: Producers, batches: tuple[Batch, ...]) -> frozenset[int]:
     """The offsets of those batches that count for nobody because they have counted before."""
     last: dict[str, tuple[int, int]] = {}
     found = []

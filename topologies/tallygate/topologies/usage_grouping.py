@@ -153,7 +153,10 @@ class _Typed:
         present, kind = dense(key, size)
         sample = np.empty(len(present), np.int64)
         sample[kind[::-1]] = np.arange(len(kind) - 1, -1, -1)
-        columns = [[kinds[code] for code in codes[sample].tolist()] for codes, kinds in parts]
+        columns = [
+            kinds * len(sample) if len(kinds) == 1 else [kinds[code] for code in codes[sample].tolist()]
+            for codes, kinds in parts
+        ]
         return [self._combination(tuple(row)) for row in zip(*columns, strict=True)], kind
 
     def _combination(self, row: tuple[Any, ...]) -> tuple[Combination, tuple[int, ...], str]:
