@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tallygate.pipeline import batches, commands, grants, holds, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
-from tallygate.pipeline.replay import due_customer, due_range
+from tallygate.pipeline.replay import due_customer, due_instant, due_range
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import (
@@ -103,7 +103,10 @@ def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
 def _tick(draft: Draft) -> None:
     begin, end = due_range(draft.stream_at)
     for key, _ in draft.state.rows.scan(begin, end, draft.rules.due_per_tick_max):
-        advanced(draft, due_customer(key))
+        account = advanced(draft, due_customer(key))
+        if account.row is not None and account.row.due_at != due_instant(key):
+            # The table was resumed and did not see every move of the account: compaction had taken some by then.
+            account.row = replace(account.row, was_due_at=due_instant(key))
     batches.forget_idle(draft)
 
 

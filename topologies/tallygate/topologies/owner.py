@@ -39,6 +39,7 @@ from tallygate.topologies.ports import (
     DeadLetters,
     Fenced,
     Journal,
+    OwnershipLost,
     Pair,
     Replies,
 )
@@ -124,10 +125,10 @@ class PartitionOwner:
             table.wipe(why)
             ports.metrics.rebuilds.inc()
         begin = max(begin, table.position.offset)
-        self._follower = Follower(table, ports.clock.wall_ms)
+        self._opening_us, self._resumed_ms = started, table.position.at
+        self._follower = Follower(table, self._table_time)
         await ports.journal.replay(begin, end, self._recover)
-        self._follower.flush()
-        ports.at("recovering")
+        self._flush_recovered()
         ports.journal.follow(end)
         self.term = await self._take_over()
         self._state = self._core.load(table, self.partition)
@@ -154,8 +155,24 @@ class PartitionOwner:
     def _recover(self, record: Record) -> None:
         self._follower.take(record)
         if self._follower.pending_writes >= RECOVERY_WRITES_MAX:
-            self._follower.flush()
-            self._ports.at("recovering")
+            self._flush_recovered()
+
+    def _flush_recovered(self) -> None:
+        self._stop_if_old((self._ports.clock.monotonic_us() - self._opening_us) // 1000)
+        self._follower.flush()
+        self._ports.at("recovering")
+
+    def _table_time(self) -> int:
+        """A table is no younger than when it was left, until an owner has opened with it."""
+        return self._ports.clock.wall_ms() if self.term or not self._resumed_ms else self._resumed_ms
+
+    def _stop_if_old(self, age_ms: int) -> None:
+        """Ends an opening in which tombstones may have gone between the first and the last record that it read."""
+        if age_ms > self._limits.resume_ms_max:
+            assert self._table is not None
+            why = f"{age_ms // 3_600_000} h lie between the first and the last that was read of the journal"
+            self._table.wipe(why)
+            raise OwnershipLost(f"partition {self.partition}: {why}, which may have dropped tombstones meanwhile")
 
     async def _take_over(self) -> int:
         """Appends open records until one is the first of its term; whatever lies before it is the state."""
@@ -165,6 +182,9 @@ class PartitionOwner:
             self._known_us = self._ports.clock.monotonic_us()
             await self._ports.journal.append([(OPEN_KEY, row)], term, 0)
             if await self._read_until(term, 0, row) is Verdict.OPENED:
+                self._stop_if_old((self._ports.clock.monotonic_us() - self._opening_us) // 1000)
+                if self._resumed_ms:  # by the journal's clock: a worker's own may be wrong
+                    self._stop_if_old(self._opened_ms - self._resumed_ms)
                 self._follower.flush()
                 return term
             logger.info("partition %d: another owner opened term %d first", self.partition, term)
@@ -331,7 +351,7 @@ class PartitionOwner:
             for record in await self._ports.journal.read():
                 verdict = self._follower.take(record)
                 if record.key == key and record.value == value and term_of(record) == (term, seq):
-                    mine = verdict
+                    mine, self._opened_ms = verdict, record.timestamp_ms
                 if (self.term or mine is Verdict.OPENED) and self._follower.fence.term != term:
                     raise Fenced(
                         f"partition {self.partition}: term {term} is over, another owner opened term "

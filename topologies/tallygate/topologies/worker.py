@@ -56,7 +56,7 @@ from tallygate.topologies.owner import OwnerLimits, PartitionOwner, Ports
 from tallygate.topologies.ports import CrashPoint, OwnershipLost
 from tallygate.topologies.settings import Settings
 from tallygate.topologies.tables import RocksTable, TableBroken
-from tallygate.topologies.transport import Transport, app_settings, chunk_topic, transport_of
+from tallygate.topologies.transport import Transport, app_settings, chunk_events, chunk_topic, transport_of
 from tallygate.topologies.usage_runs import Run, RunReader
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Worker:
 
         @app.agent(chunk_topic(app, USAGE, REQUESTS), name="accounts")  # type: ignore[untyped-decorator]
         async def accounts(stream: Any) -> None:
-            async for event in stream.noack().events():
+            async for event in chunk_events(app, stream):
                 chunk = event.value
                 self.metrics.chunk_records.labels(chunk.topic).observe(len(chunk.records))
                 self._owned[chunk.partition].offer(chunk, event.ack)
@@ -257,7 +257,7 @@ class Worker:
         limits = OwnerLimits(
             tick_ms=settings.tick_ms,
             fresh_ms=settings.session_timeout_ms // 2,
-            resume_ms_max=_tombstones_kept_ms(),
+            resume_ms_max=_tombstones_kept_ms() // 2,  # the other half is for reading on
         )
         owner = PartitionOwner(partition, uuid.uuid4().hex, ports, Rulebook(), inbox, rules, limits)
         return OwnedPartition(owner, inbox, journal, self._clock, self.fail)
