@@ -167,5 +167,5 @@ async def test_usage_that_the_broker_does_not_confirm_is_reported(fresh_kafka: A
         await client.flush()
     assert lost.value.events == 20
     await client.usage("f-0", "llm.call", {"tokens": 1})
-    with pytest.raises(UsageLost, match="^1 usage events were not confirmed"):
+    with pytest.raises(UsageLost, match=r"^1 usage events were not confirmed"):
         await client.close()
