@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from tallygate.connectors.kafka_security import Heard
 from tallygate.schemas.events import STRUCTURED, UsageEvent, decode_events, encode_event
 from tallygate.schemas.reasons import Refused
 from tallygate.schemas.topics import EVENT_BYTES_MAX, USAGE
@@ -162,7 +163,7 @@ class _Publisher:
         self._failed = 0
         self._shown = 0
         self._why = ""
-        self._trouble = ""
+        self._heard = Heard()
         self._away = False
         own = {
             "error_cb": self._on_error,
@@ -183,10 +184,14 @@ class _Publisher:
                 break
             except KafkaException as error:
                 self._producer.poll(0)
+                if self._heard.refused:
+                    raise PublishFailed(
+                        f"Kafka at {self._where} does not let this client in: {self._heard.refused}"
+                    ) from None
                 if time.monotonic() >= until:
                     raise PublishFailed(
                         f"no Kafka broker answers at {self._where} within {self._patience_seconds:g} s "
-                        f"({self._trouble or _line(error)}); nothing was sent: start it, or check its address"
+                        f"({self._heard.last or _line(error)}); nothing was sent: start it, or check its address"
                     ) from None
         if USAGE not in known:
             raise PublishFailed(f"topic {USAGE} is missing on {self._where}: declare it with `tallygate topics`")
@@ -231,7 +236,7 @@ class _Publisher:
         self._producer.purge()
         raise PublishFailed(
             f"{confirmed} of {self.sent} events sent to {self._where} were confirmed, then: {self._why}"
-            f"{f' ({self._trouble})' if self._trouble else ''}; {_AGAIN}"
+            f"{f' ({self._heard.last})' if self._heard.last else ''}; {_AGAIN}"
         )
 
     def _on_undelivered(self, error: KafkaError | None, message: Message) -> None:
@@ -240,11 +245,10 @@ class _Publisher:
             self._why = self._why or error.str()
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error of the broker itself
-            self._trouble = error.str()
-        elif not self._away:
+        self._heard(error)
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and not self._away:
             self._away = True
-            self._on_wait(f"broker {self._where} is away ({self._trouble or error.str()}); waiting")
+            self._on_wait(f"broker {self._where} is away ({self._heard.last or error.str()}); waiting")
 
 
 def _line(error: Exception) -> str:

@@ -43,6 +43,12 @@ HEADER_DEAD_SOURCE: Final = "tallygate-source"
 #: Record header of decisions, postings and alerts: the same for a record that comes again.
 HEADER_RECORD_ID: Final = "tallygate-record-id"
 
+#: Group names that no group is joined under: librdkafka asks for one, and so does Kafka's authorizer. The sink notes in
+#: its own how far it is, for lag tools.
+GROUP_SINK: Final = "tallygate-sink"
+GROUP_READER: Final = "tallygate-reader"
+GROUP_CLIENT_PREFIX: Final = "tallygate-client-"
+
 #: A usage event's largest size on the wire, in bytes.
 EVENT_BYTES_MAX: Final = 64 * 1024
 #: The largest record of the catalog, of dead letters and of decisions, in bytes.

@@ -8,11 +8,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tallygate.connectors.consuming import LaneTrouble, consumer_config, replay
 from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
+from tallygate.connectors.kafka_security import Heard
 from tallygate.schemas.records import Record
+from tallygate.schemas.topics import GROUP_READER
 from tallygate.topologies.settings import Settings
 
 TIMEOUT_SECONDS: Final = 10.0
-_GROUP: Final = "tallygate-reader"  # librdkafka asks for a name; no group is joined
 _LOOK_SECONDS: Final = 2.0
 
 
@@ -22,8 +23,9 @@ class Bounds(dict[int, tuple[int, int]]):
 
 def bounds(settings: Settings, topic: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Bounds:
     """Where a topic begins and ends now. Raises KafkaUnreachable, KafkaRefused."""
+    heard = Heard()
     consumer = Consumer(
-        {**consumer_config(settings.kafka_brokers, _GROUP), **settings.kafka_config, "error_cb": lambda error: None}
+        {**consumer_config(settings.kafka_brokers, GROUP_READER), **settings.kafka_config, "error_cb": heard}
     )
     until = time.monotonic() + timeout_seconds
     try:
@@ -31,10 +33,15 @@ def bounds(settings: Settings, topic: str, timeout_seconds: float = TIMEOUT_SECO
             try:
                 return _look(consumer, settings, topic)
             except KafkaException as error:
+                consumer.poll(0)  # delivers what was heard
+                if heard.refused:
+                    raise KafkaRefused(
+                        f"Kafka at {settings.kafka_brokers} does not let this client in: {heard.refused}"
+                    ) from error
                 if time.monotonic() >= until:
                     raise KafkaUnreachable(
                         f"no Kafka answers at {settings.kafka_brokers} within {timeout_seconds:g} s: "
-                        f"{error.args[0].str()}; is the address right, and does it run?"
+                        f"{heard.last or error.args[0].str()}; is the address right, and does it run?"
                     ) from error
     finally:
         consumer.close()
@@ -62,7 +69,7 @@ def records(settings: Settings, topic: str, number: int, begin: int, end: int) -
             (topic, number),
             begin,
             end,
-            group=_GROUP,
+            group=GROUP_READER,
             patience_seconds=TIMEOUT_SECONDS,
             client_config={**settings.kafka_config, "error_cb": lambda error: None},
         )
