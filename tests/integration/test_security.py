@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from asker import records
 from command_line import CommandLine, Said
 from kafka_fixture import needs_java
-from secured_kafka import PASSPHRASE, SecuredKafka, as_file, missing_tools, password_of, secured_kafka
+from secured_kafka import SecuredKafka, as_file, missing_tools, secured_kafka
 from sink_world import SinkProcess
 from tallygate.connectors.client import NotConnected, Tallygate
 from tallygate.schemas import topics
+from tallygate.schemas.requests import Balance, encode_request
 from tallygate.topologies.demo_trace import data_path
 from tallygate.topologies.settings import GROUP
 from worker_process import WorkerProcess
@@ -127,3 +129,102 @@ def decisions(at: str, options: dict[str, str], customer: str) -> list[dict[str,
             ends += 1
     consumer.close()
     return found
+
+
+@pytest.mark.parametrize("who", ["with a wrong password", "who may do nothing", "without a certificate"])
+async def test_a_stranger_is_refused_with_one_line(allowed: SecuredKafka, run_as: As, tmp_path: Path, who: str) -> None:
+    at, options, said = {
+        "with a wrong password": (
+            allowed.sasl,
+            {**allowed.user("operator"), "sasl.password": "a guess"},
+            r"does not let .* in: .*Authentication failed.*: are sasl.username, sasl.password and .* right\?$",
+        ),
+        "who may do nothing": (
+            allowed.sasl,
+            allowed.user("stranger"),
+            r"[Aa]uthorization failed.?; `tallygate acls` shows what each process must be allowed$",
+        ),
+        "without a certificate": (
+            allowed.mtls,
+            allowed.no_certificate(),
+            r"does not let .* in: .*: it wants another client certificate, or one at all: ssl.certificate.location",
+        ),
+    }[who]
+    (tmp_path / "events.json").write_text(json.dumps([{**EVENT, "id": "1", "subject": "acme"}]))
+    commands = ("balance acme", "topics", f"produce {tmp_path / 'events.json'}", "catalog show", "ledger verify")
+    for command in commands:
+        refused = run_as(at, options, *command.split())
+        assert (refused.code, refused.out, refused.err.count("\n")) == (3, "", 1), refused
+        assert re.search(said, refused.err), refused
+        assert not re.search("guess|secret", refused.err)
+    with worker(at, options, tmp_path / "w") as running, sink(at, options, tmp_path) as stored:
+        with pytest.raises(NotConnected, match=said):
+            await Tallygate(at, service="checkout", kafka=options).start()
+        assert (running.ended(), stored.end()) == (1, 1)
+        for line in (running.log().splitlines()[-1], stored.said.splitlines()[-1]):
+            assert re.search(said, line), line
+        assert not re.search("Traceback|guess|secret", running.log() + stored.said)
+
+
+def write(at: str, options: dict[str, str], topic: str) -> str:
+    """What the broker says to a record; empty when it takes it."""
+    said: list[str] = []
+    producer = Producer({"bootstrap.servers": at, "log_level": 0, "message.timeout.ms": 20_000, **options})
+    producer.produce(topic, b"{}", b"acme", on_delivery=lambda error, _: said.append(error.name() if error else ""))
+    assert producer.flush(30) == 0
+    return said[0]
+
+
+def read(at: str, options: dict[str, str], topic: str) -> str:
+    consumer = Consumer({"bootstrap.servers": at, "group.id": "tallygate-client-checkout", "log_level": 0, **options})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    try:
+        message = consumer.poll(20)
+        return message.error().name() if message is not None and message.error() else ""
+    except KafkaException as error:
+        return str(error.args[0].name())
+    finally:
+        consumer.close()
+
+
+def test_the_broker_lets_nobody_but_the_worker_write_the_journal(allowed: SecuredKafka) -> None:
+    refused = "TOPIC_AUTHORIZATION_FAILED"
+    for name in ("checkout", "sink", "producer", "operator", "analyst", "stranger"):
+        assert write(allowed.sasl, allowed.user(name), topics.JOURNAL) == refused, name
+        assert write(allowed.mtls, allowed.certificate(name), topics.JOURNAL) == refused, name
+    for name in ("worker", "producer", "checkout", "analyst"):  # only the sink
+        assert write(allowed.sasl, allowed.user(name), topics.DECISIONS) == refused, name
+    for topic in (topics.JOURNAL, topics.REQUESTS, topics.DEAD_LETTERS, topics.reply_topic("cli")):
+        assert read(allowed.sasl, allowed.user("checkout"), topic) == refused, topic
+    for topic in (topics.USAGE, topics.CATALOG, topics.DEAD_LETTERS, CHECKOUT):
+        assert write(allowed.sasl, allowed.user("checkout"), topic) == refused, topic
+    assert (
+        write(allowed.sasl, allowed.user("producer"), topics.USAGE) == ""
+    )  # the rules are in force, not everything shut
+
+
+def test_a_request_that_names_a_foreign_reply_topic_is_put_aside(
+    allowed: SecuredKafka, run_as: As, tmp_path: Path
+) -> None:
+    """The worker may write the journal, so it must not be talked into answering there."""
+    customer = "foreign-reply"
+    request = encode_request(Balance(id="spy", customer=customer))
+    foreign = (topics.JOURNAL, topics.USAGE, "tallygate.replies.checkout.v1.x", "payroll")
+    producer = Producer(
+        {"bootstrap.servers": allowed.sasl, "partitioner": "murmur2_random", **allowed.user("checkout")}
+    )
+    for topic in foreign:
+        headers = [(topics.HEADER_REPLY_TO, topic.encode()), (topics.HEADER_CORRELATION, b"spy")]
+        producer.produce(topics.REQUESTS, request, customer, headers=headers)
+    assert producer.flush(30) == 0
+    with worker(allowed.sasl, allowed.user("worker"), tmp_path / "w") as running:
+        # Whoever is answered now was behind them in the same partition.
+        asked = run_as(allowed.sasl, allowed.user("operator"), "balance", customer, "--timeout", "60")
+        assert "Traceback" not in asked.err
+        assert running.stop() == 0
+    letters = [dict(record.headers) for record in records(allowed.plain, topics.DEAD_LETTERS)]
+    refused = [h for h in letters if h["tallygate-reason"] == b"reply_topic_not_allowed"]
+    assert sorted(h["original-" + topics.HEADER_REPLY_TO].decode() for h in refused) == sorted(foreign)
+    journal = list(records(allowed.plain, topics.JOURNAL))
+    assert all(topics.HEADER_TERM in dict(record.headers) for record in journal)
+    assert not any(topics.HEADER_CORRELATION in dict(record.headers) for record in journal)

@@ -23,7 +23,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tallygate.connectors.client_errors import ClientClosed, NoAnswer, NotConnected, TallygateError
-from tallygate.connectors.kafka_security import Heard, contradiction
+from tallygate.connectors.kafka_security import Heard, contradiction, said_of
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.requests import OPS, Balance, Check, Estimate, Request
 from tallygate.schemas.topics import (
@@ -213,7 +213,7 @@ class Transport:
             raise NotConnected(f"topic {topic} is missing on {self._brokers}: declare it with `{command}`")
         if found.error.code() == KafkaError.LEADER_NOT_AVAILABLE:
             raise KafkaException(found.error)
-        raise NotConnected(f"topic {topic} on {self._brokers} cannot be used: {found.error.str()}")
+        raise NotConnected(f"topic {topic} on {self._brokers} cannot be used: {said_of(found.error)}")
 
     # Asking
 

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
 
-from tallygate.connectors.kafka_security import Heard
+from tallygate.connectors.kafka_security import Heard, said_of
 from tallygate.schemas.topics import TopicSpec
 
 REPLICATION_MAX: Final = 3
@@ -91,7 +91,7 @@ def connect(
             if time.monotonic() >= until:
                 raise KafkaUnreachable(
                     f"no Kafka answers at {where} within {timeout_seconds:g} s: {heard.last or error.args[0].str()}; "
-                    "is the address right, and does it run?"
+                    "is the address right, does it run, and are the security settings right?"
                 ) from error
 
 
@@ -144,7 +144,7 @@ def _refusal(what: str, error: KafkaException) -> KafkaUnreachable | KafkaRefuse
     why: KafkaError = error.args[0]
     if why.retriable() or why.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
         return KafkaUnreachable(f"{what}: Kafka does not answer: {why.str()}")
-    return KafkaRefused(f"{what}: {why.str()}")
+    return KafkaRefused(f"{what}: {said_of(why)}")
 
 
 def _differences(spec: TopicSpec, copies: int, cluster: ClusterMetadata, config: dict[str, str]) -> list[Difference]:

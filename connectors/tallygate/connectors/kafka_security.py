@@ -25,8 +25,7 @@ FORBIDDEN: Final = frozenset(
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     }
 )
-#: What to do about it.
-GRANT: Final = "`tallygate acls` shows what each process must be allowed"
+_GRANT: Final = "; `tallygate acls` shows what each process must be allowed"
 
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS: Final = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
@@ -82,6 +81,11 @@ def _advice(error: KafkaError) -> str:
     if re.search(r"alert .*(certificate|unknown ca)", said):
         return "it wants another client certificate, or one at all: ssl.certificate.location and ssl.key.location"
     return ""
+
+
+def said_of(error: KafkaError) -> str:
+    """What the broker said, and what to do where it is a permission that is missing."""
+    return str(error.str()) + (_GRANT if error.code() in FORBIDDEN else "")
 
 
 def mechanism_of(options: Mapping[str, str]) -> str:

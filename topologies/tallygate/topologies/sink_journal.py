@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 
 from tallygate.connectors.clickhouse import Position
 from tallygate.connectors.consuming import AWAY, PASSING, consumer_config
-from tallygate.connectors.kafka_security import FORBIDDEN, GRANT, Heard
+from tallygate.connectors.kafka_security import FORBIDDEN, Heard, said_of
 from tallygate.pipeline.fence import Fence, Verdict
 from tallygate.schemas.topics import GROUP_SINK, HEADER_SEQ, HEADER_TERM, JOURNAL
 from tallygate.topologies.sink_rows import UnreadableRecord
@@ -73,10 +73,11 @@ def find_journal(client_config: Mapping[str, Any], stop: threading.Event) -> Jou
             found = admin.describe_topics(TopicCollection([JOURNAL]), request_timeout=_QUERY_SECONDS)
             topic = found[JOURNAL].result()
         except KafkaException as error:
+            admin.poll(0)  # delivers what was heard
             if heard.refused:
                 raise JournalTrouble(f"Kafka at {brokers} does not let this client in: {heard.refused}") from error
             if error.args[0].code() in FORBIDDEN:
-                raise JournalTrouble(f"{JOURNAL} on {brokers}: {error.args[0].str()}; {GRANT}") from error
+                raise JournalTrouble(f"{JOURNAL} on {brokers}: {said_of(error.args[0])}") from error
             said = _say_once(said, _waiting_line(error.args[0], brokers))
             stop.wait(_RETRY_SECONDS)
             continue
@@ -239,7 +240,7 @@ class JournalReader:
                 self._check(track, *marks)
                 self._consumer.seek(TopicPartition(JOURNAL, partition, track.next_offset))
             return
-        raise JournalTrouble(f"{JOURNAL} partition {partition}: {error.str()}")
+        raise JournalTrouble(f"{JOURNAL} partition {partition}: {said_of(error)}")
 
     def _on_news(self, error: KafkaError) -> None:
         """librdkafka's news about the whole client; arrives inside its calls."""

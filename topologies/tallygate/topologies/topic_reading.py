@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tallygate.connectors.consuming import LaneTrouble, consumer_config, replay
 from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
-from tallygate.connectors.kafka_security import Heard
+from tallygate.connectors.kafka_security import Heard, said_of
 from tallygate.schemas.records import Record
 from tallygate.schemas.topics import GROUP_READER
 from tallygate.topologies.settings import Settings
@@ -41,7 +41,8 @@ def bounds(settings: Settings, topic: str, timeout_seconds: float = TIMEOUT_SECO
                 if time.monotonic() >= until:
                     raise KafkaUnreachable(
                         f"no Kafka answers at {settings.kafka_brokers} within {timeout_seconds:g} s: "
-                        f"{heard.last or error.args[0].str()}; is the address right, and does it run?"
+                        f"{heard.last or error.args[0].str()}; is the address right, does it run, and are the "
+                        "security settings right?"
                     ) from error
     finally:
         consumer.close()
@@ -54,7 +55,7 @@ def _look(consumer: Consumer, settings: Settings, topic: str) -> Bounds:
             raise KafkaRefused(f"topic {topic} is missing on {settings.kafka_brokers}: run `tallygate topics`")
         if found.error.retriable():
             raise KafkaException(found.error)
-        raise KafkaRefused(f"topic {topic} on {settings.kafka_brokers} cannot be read: {found.error.str()}")
+        raise KafkaRefused(f"topic {topic} on {settings.kafka_brokers} cannot be read: {said_of(found.error)}")
     return Bounds(
         (number, consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_LOOK_SECONDS, cached=False))
         for number in sorted(found.partitions)
