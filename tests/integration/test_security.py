@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from asker import records
 from command_line import CommandLine, Said
@@ -176,13 +176,14 @@ def write(at: str, options: dict[str, str], topic: str) -> str:
 
 
 def read(at: str, options: dict[str, str], topic: str) -> str:
+    """What the broker says to a reader; empty when it gives records, or would."""
     consumer = Consumer({"bootstrap.servers": at, "group.id": "tallygate-client-checkout", "log_level": 0, **options})
-    consumer.assign([TopicPartition(topic, 0, 0)])
     try:
+        if error := consumer.list_topics(topic, timeout=20).topics[topic].error:
+            return str(error.name())
+        consumer.assign([TopicPartition(topic, 0, 0)])
         message = consumer.poll(20)
-        return message.error().name() if message is not None and message.error() else ""
-    except KafkaException as error:
-        return str(error.args[0].name())
+        return str(message.error().name()) if message is not None and message.error() else ""
     finally:
         consumer.close()
 

@@ -9,6 +9,7 @@ from tallygate.topologies import (
     cli_admin,
     cli_catalog,
     cli_data,
+    cli_dead_letters,
     cli_ledger,
     cli_money,
     cli_operations,
@@ -35,6 +36,7 @@ for group in (cli_run.app, cli_operations.app, cli_admin.app, cli_money.app, cli
     app.add_typer(group)
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
 app.add_typer(cli_ledger.app, name="ledger", rich_help_panel="Data")
+app.add_typer(cli_dead_letters.app, name="dead-letters", rich_help_panel="Data")
 
 _TRACEBACK: Final = "--traceback"
 
