@@ -22,6 +22,7 @@ from tallygate.schemas import topics
 from tallygate.schemas.partitions import partition_of
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Record
+from tallygate.schemas.usage_batch import SUBJECT, BatchId, batch_headers, is_arrow
 from tallygate.topologies.exits import Exit, Trouble
 from tallygate.topologies.settings import Settings
 from tallygate.topologies.topic_reading import bounds, records
@@ -172,11 +173,35 @@ def customers_of(value: bytes | None, headers: dict[str, bytes]) -> tuple[str, .
     if subject := headers.get("ce_subject"):
         return (subject.decode("utf-8", "replace"),)
     try:
+        if is_arrow(headers):
+            return _arrow_subjects(value or b"")
         named = _decode_named(value or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ()
     found = [each.customer or each.subject for each in (named if isinstance(named, list) else [named])]
     return tuple(dict.fromkeys(name for name in found if name))
+
+
+def _arrow_subjects(value: bytes) -> tuple[str, ...]:
+    import pyarrow
+
+    try:
+        column = pyarrow.ipc.open_stream(value).read_all().column(SUBJECT).unique().to_pylist()
+    except (pyarrow.ArrowException, KeyError, ValueError):
+        return ()
+    return tuple(name for name in column if isinstance(name, str) and name)
+
+
+def _headers_again(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    """The original headers, and where it lay. A batch gets an identity of its own, the same each time: under its old
+    one it would pass for counted wherever its producer has sent a later one.
+    """
+    headers = dict(letter.headers)
+    again = [(name, value) for name, value in letter.headers if name != topics.HEADER_REPLAYED_FROM]
+    if is_arrow(headers):
+        ours = batch_headers(BatchId(f"dead-letter/{letter.place}", 1, 1))
+        again = [(name, value) for name, value in again if name not in dict(ours)] + ours
+    return [*again, (topics.HEADER_REPLAYED_FROM, str(letter.place).encode())]
 
 
 class _Named(msgspec.Struct):
@@ -249,14 +274,14 @@ class _Sender:
         confirmed: list[tuple[DeadLetter, str]] = []
         for route in chosen:
             letter = route.letter
-            headers = [(name, value) for name, value in letter.headers if name != topics.HEADER_REPLAYED_FROM]
-            headers.append((topics.HEADER_REPLAYED_FROM, str(letter.place).encode()))
 
             def delivered(error: KafkaError | None, message: Message, letter: DeadLetter = letter) -> None:
                 if self._confirmed(error):
                     confirmed.append((letter, f"{message.topic()}/{message.partition()}/{message.offset()}"))
 
-            self._produce(letter.place.topic, route.partition, route.key, letter.value, headers, delivered)
+            self._produce(
+                letter.place.topic, route.partition, route.key, letter.value, _headers_again(letter), delivered
+            )
         self._flush()
         for letter, to in confirmed:
             place = str(letter.place).encode()
