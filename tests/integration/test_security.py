@@ -104,6 +104,9 @@ async def test_the_whole_path_with_the_rules_and_no_more(
         stored.wait_for(lambda: int(stored.figure(count)) == 1)
         assert {d["op"] for d in decisions(at, options("analyst"), customer)} >= {"grant", "reserve", "settle"}
         verified = run_as(at, options("operator"), "ledger", "verify", "--customer", customer)
+        looked = run_as(at, options("operator"), "doctor")
+        assert "cannot be" not in looked.out + looked.err, looked
+        assert "1 worker owns all 2 partitions" in looked.out
         assert verified.out.startswith("the ledger agrees: customers 1"), verified
         assert (running.stop(), stored.stop()) == (0, 0)
         said = running.log() + stored.said
@@ -164,6 +167,16 @@ async def test_a_stranger_is_refused_with_one_line(allowed: SecuredKafka, run_as
         for line in (running.log().splitlines()[-1], stored.said.splitlines()[-1]):
             assert re.search(said, line), line
         assert not re.search("Traceback|guess|secret", running.log() + stored.said)
+
+
+def test_the_doctor_says_which_permission_is_missing(allowed: SecuredKafka, run_as: As) -> None:
+    looked = run_as(allowed.sasl, allowed.user("stranger"), "doctor")
+    assert (looked.code, looked.err) == (1, "")
+    hint = "; `tallygate acls` shows what each process must be allowed\n"
+    assert f"topic tallygate.journal.v1 cannot be looked at: Broker: Topic authorization failed{hint}" in looked.out
+    partly = run_as(allowed.sasl, allowed.user("sink"), "doctor").out
+    assert f"how far the workers are cannot be seen: Broker: Group authorization failed{hint}" in partly
+    assert "topic tallygate.usage.v1 cannot be looked at: Broker: Topic authorization failed" in partly
 
 
 def write(at: str, options: dict[str, str], topic: str) -> str:

@@ -1,10 +1,11 @@
-"""The commands of those who operate it: acls."""
+"""The commands of those who operate it: acls, doctor."""
 
 from typing import Annotated
 
 import typer
 
-from tallygate.topologies.cli_options import Brokers, DataDir, Json, pairs, print_json, settings_for
+from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, pairs, print_json, settings_for
+from tallygate.topologies.exits import Exit
 
 app = typer.Typer()
 
@@ -72,3 +73,31 @@ def _checked(principal: str, option: str) -> str:
     if not (kind and colon and name) or name == "*":
         raise typer.BadParameter(f"{principal!r} is no principal: write User:NAME", param_hint=option)
     return principal
+
+
+@app.command(rich_help_panel="Running it")
+def doctor(brokers: Brokers = None, data_dir: DataDir = None, json: Json = False) -> None:
+    """Is everything sound: topics, replication, lag, compaction, clock, disk, ownership? What is not, and what to do.
+
+    Ends with 0 when all is sound, and with 1 when something is to be looked at or broken. Nothing is changed.
+
+    \b
+    tallygate doctor
+    tallygate doctor --json
+    """
+    from tallygate.topologies.cluster_facts import gather
+    from tallygate.topologies.doctor import State, examine
+
+    settings = settings_for(brokers, data_dir)
+    err = console(stderr=True)
+    with err.status("looking around"):
+        findings = examine(gather(settings), settings.group, "on this machine")
+    if json:
+        print_json(findings)
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.state:14}{finding.area:13}{finding.said}")
+            if finding.todo:
+                typer.echo(f"{'':27}to do: {finding.todo}")
+    if any(finding.state is not State.OK for finding in findings):
+        raise typer.Exit(Exit.NO)
