@@ -145,9 +145,8 @@ def test_a_poison_record_is_listed_shown_and_after_its_cause_is_gone_counted_onc
         assert cli("dead-letters", "replay", places["poison"], "--again").out.startswith(f"{places['poison']} -> ")
         assert cli("dead-letters", "replay", "--reason", "wrong_partition").code == 2  # nobody is there to be asked
         moved = cli("dead-letters", "replay", "--reason", "wrong_partition", "--yes")
-        assert (
-            moved.out == f"{places['lost']} -> {topics.USAGE}/{home}/{_end(brokers, home) - 1}\n1 record sent again\n"
-        )
+        arrived = f"{topics.USAGE}/{home}/{_end(brokers, home) - 1}"
+        assert moved.out == f"{places['lost']} -> {arrived}\n1 record sent again\n"
         settle(worker, asker, "acme")
         assert counted(brokers)["acme"] == 2
         again = [each for each in listed(cli) if each["place"] not in places.values()]

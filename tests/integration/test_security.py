@@ -239,6 +239,12 @@ def test_a_request_that_names_a_foreign_reply_topic_is_put_aside(
     letters = [dict(record.headers) for record in records(allowed.plain, topics.DEAD_LETTERS)]
     refused = [h for h in letters if h["tallygate-reason"] == b"reply_topic_not_allowed"]
     assert sorted(h["original-" + topics.HEADER_REPLY_TO].decode() for h in refused) == sorted(foreign)
+    operator = allowed.user("operator")
+    listed = run_as(allowed.sasl, operator, "dead-letters", "list", "--topic", topics.REQUESTS, "--json")
+    places = [letter["place"] for letter in json.loads(listed.out)]
+    assert len(places) == len(foreign)
+    again = run_as(allowed.sasl, operator, "dead-letters", "replay", places[0])  # the rules allow it
+    assert (again.code, again.err) == (0, "")
     journal = list(records(allowed.plain, topics.JOURNAL))
     assert all(topics.HEADER_TERM in dict(record.headers) for record in journal)
     assert not any(topics.HEADER_CORRELATION in dict(record.headers) for record in journal)

@@ -9,7 +9,7 @@ import pytest
 from command_line import CommandLine
 from tallygate.topologies.exits import MEANINGS
 
-RUNNING = ("up", "demo", "worker", "sink", "topics", "acls")
+RUNNING = ("up", "demo", "worker", "sink", "topics", "acls", "doctor")
 PLANS = ("grant", "void-grant", "reset", "budget", "rate-limit", "subscribe", "customer")
 CREDITS = ("reserve", "settle", "release", "extend", "check", "estimate", "balance")
 CATALOG = tuple(f"catalog {name}" for name in ("apply", "diff", "show", "history", "import-prices", "example"))

@@ -104,7 +104,7 @@ def wrong_options(options: Mapping[str, str]) -> str:
         if name.startswith(_SECURITY) and name not in (*_SASL, *_SSL):
             known = ", ".join((PROTOCOL, *_SASL[1:], *_SSL))
             return f"{name!r} is not carried through every client: there are {known}"
-    return contradiction(options) or _unreadable(options) or _what_librdkafka_says(options)
+    return contradiction(options) or _incomplete(options) or _unreadable(options) or _what_librdkafka_says(options)
 
 
 def ssl_context(options: Mapping[str, str]) -> ssl.SSLContext:
@@ -132,17 +132,21 @@ def contradiction(options: Mapping[str, str]) -> str:
         given = [name for name in names if name in options]
         if given and part not in protocol.split("_"):
             return f"{given[0]} is set and {PROTOCOL} is {protocol}, which does not use it: set that to {meant}"
-    if protocol.startswith("SASL"):
-        if len({options[name] for name in _SASL[:2] if name in options}) > 1:
-            return "sasl.mechanism and sasl.mechanisms differ: leave one out"
-        if mechanism_of(options) not in _MECHANISMS:
-            found = mechanism_of(options)[:40]
-            return f"sasl.mechanisms is {found!r}: there are {', '.join(_MECHANISMS)}"
-        if missing := [name for name in _SASL[2:] if not options.get(name)]:
-            return f"{missing[0]} is missing, and {PROTOCOL} is {protocol}"
+    if len({options[name] for name in _SASL[:2] if name in options}) > 1:
+        return "sasl.mechanism and sasl.mechanisms differ: leave one out"
     if ("ssl.certificate.location" in options) != ("ssl.key.location" in options):
         return "ssl.certificate.location and ssl.key.location go together: set both (PEM files)"
     return ""
+
+
+def _incomplete(options: Mapping[str, str]) -> str:
+    protocol = protocol_of(options)
+    if not protocol.startswith("SASL"):
+        return ""
+    if mechanism_of(options) not in _MECHANISMS:
+        return f"sasl.mechanisms is {mechanism_of(options)[:40]!r}: there are {', '.join(_MECHANISMS)}"
+    missing = [name for name in _SASL[2:] if not options.get(name)]
+    return f"{missing[0]} is missing, and {PROTOCOL} is {protocol}" if missing else ""
 
 
 def _unreadable(options: Mapping[str, str]) -> str:

@@ -141,11 +141,11 @@ def routes(settings: Settings, letters: Sequence[DeadLetter]) -> list[Route]:
             continue
         if topic not in counts:
             counts[topic] = len(bounds(settings, topic))
-        found.append(_route(letter, counts[topic]))
+        found.append(route_of(letter, counts[topic]))
     return found
 
 
-def _route(letter: DeadLetter, count: int) -> Route:
+def route_of(letter: DeadLetter, count: int) -> Route:
     homes = {partition_of(customer, count) for customer in letter.customers}
     if len(homes) > 1:
         return Route(letter, 0, None, f"it holds events of customers in {len(homes)} partitions: send them one by one")
@@ -192,7 +192,7 @@ def _arrow_subjects(value: bytes) -> tuple[str, ...]:
     return tuple(name for name in column if isinstance(name, str) and name)
 
 
-def _headers_again(letter: DeadLetter) -> list[tuple[str, bytes]]:
+def headers_again(letter: DeadLetter) -> list[tuple[str, bytes]]:
     """The original headers, and where it lay. A batch gets an identity of its own, the same each time: under its old
     one it would pass for counted wherever its producer has sent a later one.
     """
@@ -280,7 +280,7 @@ class _Sender:
                     confirmed.append((letter, f"{message.topic()}/{message.partition()}/{message.offset()}"))
 
             self._produce(
-                letter.place.topic, route.partition, route.key, letter.value, _headers_again(letter), delivered
+                letter.place.topic, route.partition, route.key, letter.value, headers_again(letter), delivered
             )
         self._flush()
         for letter, to in confirmed:
