@@ -14,6 +14,7 @@ from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.replay import due_customer, due_range
 from tallygate.pipeline.rules import Rules
+from tallygate.pipeline.runs import Member, Run
 from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import (
     DeadLetter,
@@ -47,15 +48,18 @@ def decide(
     """Everything that follows from these inputs."""
     draft = Draft(state, state.tariff(catalog), rules)
     reads_only = catalog.version == state.row.catalog
+    draft.look_up(inputs)
     for each in inputs:
         match each:
             case RequestInput():
                 draft.meet(each.source)
+                _count_run(draft, each.request.customer)
                 commands.answer(draft, each, advanced(draft, each.request.customer))
                 reads_only = reads_only and isinstance(each.request, commands.READS)
             case UsageInput():
                 draft.meet(each.source)
-                _usage(draft, each)
+                if not _gather(draft, each):
+                    _usage(draft, each)
                 reads_only = False
             case RefusedInput():
                 draft.meet(each.source)
@@ -63,10 +67,12 @@ def decide(
                 reads_only = False
             case Tick():
                 draft.stream_at = max(draft.stream_at, each.at)
+                _count_runs(draft)
                 _tick(draft)
                 reads_only = False
             case _:
                 assert_never(each)
+    _count_runs(draft)
     return _finish(draft, reads_only)
 
 
@@ -108,8 +114,50 @@ def _refused(draft: Draft, each: RefusedInput) -> None:
         draft.refuse(each.route, each.id, "unknown", each.customer, each.reason, each.message)
 
 
+def _gather(draft: Draft, each: UsageInput) -> bool:
+    """Add a record's events to their customers' runs, if all of them are of the ordinary sort."""
+    source = each.source
+    latest = draft.stream_at + draft.rules.future_ms_max
+    members = []
+    for event, id in zip(each.events, draft.digests(each), strict=True):
+        weighed = draft.state.scales.weigh(event, source.at)
+        if weighed is None or weighed.at > latest:
+            return False
+        members.append(Member(event, id, source.topic, source.partition, source.offset, draft.stream_at, weighed))
+    for one in members:
+        if draft.knows(one.digest):
+            draft.duplicates += 1
+            continue
+        customer = one.event.subject
+        run = draft.runs.get(customer)
+        if run is not None and run.account.due_at and run.account.due_at <= draft.stream_at:
+            _count_run(draft, customer)
+            run = None
+        if run is None:
+            run = draft.runs[customer] = Run(advanced(draft, customer), draft.stream_at)
+            run.account.know(draft.stream_at)
+        draft.take_id(one.digest)
+        draft.events += 1
+        run.add(one, draft.rules.grace_ms)
+    return True
+
+
+def _count_run(draft: Draft, customer: str) -> None:
+    run = draft.runs.pop(customer, None)
+    if run is not None:
+        usage.count_run(draft, run)
+
+
+def _count_runs(draft: Draft) -> None:
+    for run in draft.runs.values():
+        usage.count_run(draft, run)
+    draft.runs.clear()
+
+
 def _usage(draft: Draft, each: UsageInput) -> None:
     """Count a record's events: all of them, or none and the record is a dead letter."""
+    for event in each.events:
+        _count_run(draft, event.subject)
     try:
         read = usage.read(draft, each.events, each.source)
     except Refused as refused:
@@ -187,6 +235,7 @@ def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
         balances=_balances(account),
         seen=tuple(account.seen),
         alerts=tuple(account.alerts),
+        counted=tuple(account.counted),
     )
 
 
