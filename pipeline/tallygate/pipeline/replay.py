@@ -4,14 +4,14 @@ Rows go in as they are. An entry is not kept, but the ids it has seen are, under
 also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from tallygate.pipeline.memory import digest
 from tallygate.schemas.instants import DAY_MS
-from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, AccountRow, CountedEvents, Seen, decode_record, split_key
+from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, CountedEvents, Seen
 
 Write = tuple[bytes, bytes | None]
 
@@ -28,50 +28,67 @@ class _Ids(msgspec.Struct):
     counted: tuple[msgspec.Raw, ...] = ()
 
 
-_ids = msgspec.json.Decoder(_Ids)
+class _Due(msgspec.Struct):
+    """Of an account row, only what files its customer."""
+
+    due_at: int = 0
+    was_due_at: int = 0
+
+
+_ids = msgspec.json.Decoder(_Ids).decode
 _counted = msgspec.json.Decoder(CountedEvents).decode
+_due = msgspec.json.Decoder(_Due).decode
 _SEEN = b"\0seen\0"
 _GROUP = b"\0"
 _DUE = b"\0due\0"
+_ENTRY = ENTRY_KIND.encode()
 
 
-def table_writes(key: bytes, value: bytes | None) -> Iterator[Write]:
-    """The writes that an accepted record makes to the local table; a value of None deletes."""
+def table_writes(key: bytes, value: bytes | None) -> Sequence[Write]:
+    """The writes that an accepted record makes to the local table; a value of None deletes.
+
+    Every record of a recovery passes here, so nothing is decoded that is not needed.
+    """
     if key[:1] == b"\0":
-        if key != OPEN_KEY:
-            yield key, value
-        return
-    _, kind, _ = split_key(key)
-    if kind == ENTRY_KIND:
-        if value is not None:
-            entry = _ids.decode(value)
-            day = entry.at // DAY_MS
-            # First: an event that was voided or corrected in the same step is among both.
-            for raw in entry.counted:
-                group = _counted(raw)
-                ids = [digest(entry.customer, "event", group.source, id) for id in group.ids]
-                yield from counted_writes(entry.at, ids, bytes(raw))
-            for seen in entry.seen:
-                yield seen_key(day, bytes.fromhex(seen.key)), b"%d " % entry.at + bytes(seen.value)
-        return
-    yield key, value
-    if kind == "account" and value is not None:
-        account = decode_record(value)
-        assert isinstance(account, AccountRow)
-        if account.was_due_at and account.was_due_at != account.due_at:
-            yield due_key(account.was_due_at, account.customer), None
-        if account.due_at:
-            yield due_key(account.due_at, account.customer), b""
+        return () if key == OPEN_KEY else ((key, value),)
+    customer, kind, _ = key.split(b"\0", 2)
+    if kind == _ENTRY:
+        return () if value is None else _seen_writes(value)
+    if kind == b"account" and value is not None:
+        return [(key, value), *_due_writes(customer, value)]
+    return ((key, value),)
 
 
-def counted_writes(at: int, digests: list[bytes], group: bytes) -> Iterator[Write]:
+def _seen_writes(value: bytes) -> list[Write]:
+    entry = _ids(value)
+    writes: list[Write] = []
+    for raw in entry.counted:
+        group = _counted(raw)
+        ids = [digest(entry.customer, "event", group.source, id) for id in group.ids]
+        writes += counted_writes(entry.at, ids, bytes(raw))
+    # Last: an event that was voided or corrected in the same step is among both.
+    begin, at = _SEEN + (entry.at // DAY_MS).to_bytes(4, "big"), b"%d " % entry.at
+    writes += [(begin + bytes.fromhex(seen.key), at + bytes(seen.value)) for seen in entry.seen]
+    return writes
+
+
+def _due_writes(customer: bytes, value: bytes) -> list[Write]:
+    account = _due(value)
+    writes: list[Write] = []
+    if account.was_due_at and account.was_due_at != account.due_at:
+        writes.append((_DUE + account.was_due_at.to_bytes(8, "big") + customer, None))
+    if account.due_at:
+        writes.append((_DUE + account.due_at.to_bytes(8, "big") + customer, b""))
+    return writes
+
+
+def counted_writes(at: int, digests: list[bytes], group: bytes) -> list[Write]:
     """Events that were counted together: their record once, under the first, and a reference for each."""
-    day = at // DAY_MS
-    yield group_key(day, digests[0]), b"%d " % at + group
-    reference = b"%d " % at + SHARED + digests[0]
-    prefix = _SEEN + day.to_bytes(4, "big")
-    for number, own in enumerate(digests):
-        yield prefix + own, reference + b"%d" % number
+    begin, since = _SEEN + (at // DAY_MS).to_bytes(4, "big"), b"%d " % at
+    reference = since + SHARED + digests[0]
+    writes: list[Write] = [(begin + own, reference + b"%d" % number) for number, own in enumerate(digests)]
+    writes.append((begin + digests[0] + _GROUP, since + group))
+    return writes
 
 
 def group_key(day: int, first: bytes) -> bytes:

@@ -43,8 +43,9 @@ from tallygate.topologies.tables import Table, cannot_resume
 
 logger = logging.getLogger(__name__)
 
-#: How many writes of a recovery go into the table at once.
-RECOVERY_WRITES_MAX: Final = 20_000
+#: How many writes of a recovery go into the table at once: rocksdict keeps the interpreter to itself meanwhile (2 µs
+#: each), and other partitions of this process are at work.
+RECOVERY_WRITES_MAX: Final = 1_000
 #: The most that a record and a batch take besides keys and values: lengths, offsets, and the two headers.
 RECORD_OVERHEAD_BYTES: Final = 96
 BATCH_OVERHEAD_BYTES: Final = 64
