@@ -192,7 +192,7 @@ class AccountDraft:
         self.deltas: list[UsageDelta] = []
         self.seen: list[Seen] = []
         self.alerts: list[Alert] = []
-        self.counted: list[CountedEvents] = []
+        self.counted: list[tuple[CountedEvents, list[bytes]]] = []  # each with its events' digests
 
     @property
     def subscription(self) -> SubscriptionRow | None:

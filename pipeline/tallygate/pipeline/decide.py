@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from tallygate.pipeline import commands, grants, holds, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
-from tallygate.pipeline.replay import due_customer, due_range
+from tallygate.pipeline.memory import encode_memory
+from tallygate.pipeline.replay import Write, counted_writes, due_customer, due_range, seen_write, table_writes
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.runs import Member, Run
 from tallygate.pipeline.state import PartitionState
@@ -174,11 +175,13 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
     accounts = tuple(account for account in draft.accounts.values() if account.changed)
     if reads_only and not accounts:
         return Transition(replies=tuple(draft.replies), outcomes=tuple(draft.outcomes))
-    records: list[tuple[bytes, bytes | None]] = []
+    records: list[Write] = []
+    writes: list[Write] = []
     for account in accounts:
-        records.extend(_records(account, draft))
+        _write(account, draft, records, writes)
     row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version)
     records.append((PARTITION_KEY, encode_record(row)))
+    writes.append(records[-1])
     return Transition(
         records=tuple(records),
         replies=tuple(draft.replies),
@@ -187,6 +190,7 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
         events=draft.events,
         duplicates=draft.duplicates,
         row=row,
+        writes=tuple(writes),
         drafts=accounts,
     )
 
@@ -202,22 +206,27 @@ def _file_due(account: AccountDraft, stream_at: int) -> None:
     account.row = replace(row, due_at=due_at, was_due_at=row.due_at)
 
 
-def _records(account: AccountDraft, draft: Draft) -> list[tuple[bytes, bytes | None]]:
-    records: list[tuple[bytes, bytes | None]] = []
-    customer = account.customer
+def _write(account: AccountDraft, draft: Draft, records: list[Write], writes: list[Write]) -> None:
+    """Add an account's journal records, and what they come to in the local table."""
+    customer, begin = account.customer, len(records)
     if account.row is not account.account.row:
         assert isinstance(account.row, AccountRow)
         records.append((row_key(customer, "account"), encode_record(account.row)))
+        writes += table_writes(*records[-1])
+        begin = len(records)
     for kind, table in account.tables():
         for id, row in table.changes.items():
             if row is not None:
                 records.append((row_key(customer, kind, id), encode_record(row)))
             elif id in table.base:
                 records.append((row_key(customer, kind, id), None))
+    writes += records[begin:]
     entry = _entry(account, draft)
     if entry is not None:
         records.append((entry_key(customer), encode_record(entry)))
-    return records
+        for counted, digests in account.counted:
+            writes += counted_writes(entry.at, digests, encode_memory(counted))
+        writes += [seen_write(entry.at, seen) for seen in entry.seen]
 
 
 def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
@@ -235,7 +244,7 @@ def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
         balances=_balances(account),
         seen=tuple(account.seen),
         alerts=tuple(account.alerts),
-        counted=tuple(account.counted),
+        counted=tuple([counted for counted, _ in account.counted]),
     )
 
 

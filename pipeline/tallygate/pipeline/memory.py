@@ -123,7 +123,7 @@ def content_of(request: Request) -> str:
     return blake2b(_encode_sorted(request), digest_size=16).hexdigest()
 
 
-def encode_memory(memory: Remembered | EndedHold | CountedEvent) -> bytes:
+def encode_memory(memory: Remembered | EndedHold | CountedEvent | CountedEvents) -> bytes:
     return _encode(memory)
 
 

@@ -67,9 +67,12 @@ def _seen_writes(value: bytes) -> list[Write]:
         ids = [digest(entry.customer, "event", group.source, id) for id in group.ids]
         writes += counted_writes(entry.at, ids, bytes(raw))
     # Last: an event that was voided or corrected in the same step is among both.
-    begin, at = _SEEN + (entry.at // DAY_MS).to_bytes(4, "big"), b"%d " % entry.at
-    writes += [(begin + bytes.fromhex(seen.key), at + bytes(seen.value)) for seen in entry.seen]
+    writes += [seen_write(entry.at, seen) for seen in entry.seen]
     return writes
+
+
+def seen_write(at: int, seen: Seen) -> Write:
+    return seen_key(at // DAY_MS, bytes.fromhex(seen.key)), b"%d " % at + bytes(seen.value)
 
 
 def _due_writes(customer: bytes, value: bytes) -> list[Write]:

@@ -303,8 +303,9 @@ class _Counting:
             charges,
             shares,
         )
-        self._account.counted.append(counted)
-        self._draft.remember_counted([one.digest for one in members], counted)
+        digests = [one.digest for one in members]
+        self._account.counted.append((counted, digests))
+        self._draft.remember_counted(digests, counted)
 
 
 def count_together(draft: Draft, run: Run) -> bool:

@@ -100,6 +100,7 @@ class Transition(msgspec.Struct, frozen=True):
     `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
     where nothing changes, and then the replies may go out at once. `events` were counted, `duplicates` known already;
     `row` and `drafts` are what `PartitionState.commit` puts in force.
+    `writes` is what `replay.table_writes` makes of the records, for the one who knows them already.
     """
 
     records: tuple[tuple[bytes, bytes | None], ...] = ()
@@ -109,4 +110,5 @@ class Transition(msgspec.Struct, frozen=True):
     events: int = 0
     duplicates: int = 0
     row: PartitionRow | None = None
+    writes: tuple[tuple[bytes, bytes | None], ...] = ()
     drafts: tuple["AccountDraft", ...] = ()
