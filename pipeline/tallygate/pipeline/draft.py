@@ -52,15 +52,16 @@ class Draft:
 
     def look_up(self, inputs: Sequence[Input]) -> None:
         """Asks the local table once which ids of all these usage events are known."""
-        last_at = self.stream_at
+        first_at = last_at = 0  # stream time at the first of them, and at the last
         for each in inputs:
             if isinstance(each, UsageInput):
                 source = each.source
-                last_at = max(last_at, source.at)
+                last_at = max(last_at, self.stream_at, source.at)
+                first_at = first_at or last_at
                 self._digests[source.offset] = [digest(e.subject, "event", e.source, e.id) for e in each.events]
         if self._digests:
             every = [own for found in self._digests.values() for own in found]
-            self._looked_up = self.state.remembered(every, self.stream_at, last_at)
+            self._looked_up = self.state.remembered(every, first_at, last_at)
 
     def digests(self, each: UsageInput) -> list[bytes]:
         """The ids of an input's events."""
