@@ -9,13 +9,21 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import commands, grants, holds, reservations, usage
+from tallygate.pipeline import batches, commands, grants, holds, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
+from tallygate.pipeline.gathering import Gathering, Member
 from tallygate.pipeline.memory import encode_memory
-from tallygate.pipeline.replay import Write, counted_writes, due_customer, due_range, seen_write, table_writes
+from tallygate.pipeline.replay import (
+    Write,
+    counted_writes,
+    due_customer,
+    due_instant,
+    due_range,
+    seen_write,
+    table_writes,
+)
 from tallygate.pipeline.rules import Rules
-from tallygate.pipeline.runs import Member, Run
 from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import (
     DeadLetter,
@@ -26,6 +34,7 @@ from tallygate.pipeline.transition import (
     Tick,
     Transition,
     UsageInput,
+    UsageRunInput,
 )
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import (
@@ -36,6 +45,7 @@ from tallygate.schemas.journal import (
     PoolBalance,
     encode_record,
     entry_key,
+    producer_key,
     row_key,
 )
 from tallygate.schemas.reasons import Refused
@@ -54,7 +64,7 @@ def decide(
         match each:
             case RequestInput():
                 draft.meet(each.source)
-                _count_run(draft, each.request.customer)
+                _count(draft, each.request.customer)
                 commands.answer(draft, each, advanced(draft, each.request.customer))
                 reads_only = reads_only and isinstance(each.request, commands.READS)
             case UsageInput():
@@ -62,18 +72,21 @@ def decide(
                 if not _gather(draft, each):
                     _usage(draft, each)
                 reads_only = False
+            case UsageRunInput():
+                _run(draft, each)
+                reads_only = False
             case RefusedInput():
                 draft.meet(each.source)
                 _refused(draft, each)
                 reads_only = False
             case Tick():
                 draft.stream_at = max(draft.stream_at, each.at)
-                _count_runs(draft)
+                _count_all(draft)
                 _tick(draft)
                 reads_only = False
             case _:
                 assert_never(each)
-    _count_runs(draft)
+    _count_all(draft)
     return _finish(draft, reads_only)
 
 
@@ -105,7 +118,11 @@ def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
 def _tick(draft: Draft) -> None:
     begin, end = due_range(draft.stream_at)
     for key, _ in draft.state.rows.scan(begin, end, draft.rules.due_per_tick_max):
-        advanced(draft, due_customer(key))
+        account = advanced(draft, due_customer(key))
+        if account.row is not None and account.row.due_at != due_instant(key):
+            # The table was resumed and did not see every move of the account: compaction had taken some by then.
+            account.row = replace(account.row, was_due_at=due_instant(key))
+    batches.forget_idle(draft)
 
 
 def _refused(draft: Draft, each: RefusedInput) -> None:
@@ -116,7 +133,7 @@ def _refused(draft: Draft, each: RefusedInput) -> None:
 
 
 def _gather(draft: Draft, each: UsageInput) -> bool:
-    """Add a record's events to their customers' runs, if all of them are of the ordinary sort."""
+    """Gather a record's events by customer, if all of them are of the ordinary sort."""
     source = each.source
     latest = draft.stream_at + draft.rules.future_ms_max
     members = []
@@ -130,35 +147,36 @@ def _gather(draft: Draft, each: UsageInput) -> bool:
             draft.duplicates += 1
             continue
         customer = one.event.subject
-        run = draft.runs.get(customer)
-        if run is not None and run.account.due_at and run.account.due_at <= draft.stream_at:
-            _count_run(draft, customer)
-            run = None
-        if run is None:
-            run = draft.runs[customer] = Run(advanced(draft, customer), draft.stream_at)
-            run.account.know(draft.stream_at)
+        gathered = draft.gathered.get(customer)
+        if gathered is not None and gathered.account.due_at and gathered.account.due_at <= draft.stream_at:
+            _count(draft, customer)
+            gathered = None
+        if gathered is None:
+            gathered = draft.gathered[customer] = Gathering(advanced(draft, customer), draft.stream_at)
+            gathered.account.know(draft.stream_at)
         draft.take_id(one.digest)
         draft.events += 1
-        run.add(one, draft.rules.grace_ms)
+        gathered.add(one, draft.rules.grace_ms)
     return True
 
 
-def _count_run(draft: Draft, customer: str) -> None:
-    run = draft.runs.pop(customer, None)
-    if run is not None:
-        usage.count_run(draft, run)
+def _count(draft: Draft, customer: str) -> None:
+    """Count what was gathered of a customer, before anything else looks at the account."""
+    gathered = draft.gathered.pop(customer, None)
+    if gathered is not None:
+        usage.count_gathered(draft, gathered)
 
 
-def _count_runs(draft: Draft) -> None:
-    for run in draft.runs.values():
-        usage.count_run(draft, run)
-    draft.runs.clear()
+def _count_all(draft: Draft) -> None:
+    for gathered in draft.gathered.values():
+        usage.count_gathered(draft, gathered)
+    draft.gathered.clear()
 
 
 def _usage(draft: Draft, each: UsageInput) -> None:
     """Count a record's events: all of them, or none and the record is a dead letter."""
     for event in each.events:
-        _count_run(draft, event.subject)
+        _count(draft, event.subject)
     try:
         read = usage.read(draft, each.events, each.source)
     except Refused as refused:
@@ -167,6 +185,23 @@ def _usage(draft: Draft, each: UsageInput) -> None:
         return
     for one in read:
         usage.take(draft, advanced(draft, one.event.subject), one, each.source)
+
+
+def _run(draft: Draft, each: UsageRunInput) -> None:
+    """Count some customers of a run of batches; it is applied with the last of them."""
+    assert each.catalog == draft.tariff.version, "groups are made under the catalog that they are counted under"
+    assert each.source.offset > draft.applied.get(each.source.topic, -1), f"{each.source} is applied already"
+    draft.stream_at = max(draft.stream_at, each.source.at)
+    if each.first:
+        assert draft.run is None, "one run at a time"
+        batches.begin(draft, each)
+    else:
+        assert draft.run is not None
+        assert draft.run.upto == each.source.offset, f"the run under way is another: {draft.run}"
+    for customer, groups in each.customers:
+        _count(draft, customer)
+        batches.count(draft, advanced(draft, customer), groups, each)
+    batches.end(draft, each)
 
 
 def _finish(draft: Draft, reads_only: bool) -> Transition:
@@ -179,7 +214,10 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
     writes: list[Write] = []
     for account in accounts:
         _write(account, draft, records, writes)
-    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version)
+    for producer, at in draft.producers.items():
+        records.append((producer_key(producer), None if at is None else encode_record(at)))
+        writes += table_writes(*records[-1])
+    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version, draft.run)
     records.append((PARTITION_KEY, encode_record(row)))
     writes.append(records[-1])
     return Transition(

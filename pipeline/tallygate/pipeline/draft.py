@@ -15,12 +15,12 @@ from tallygate.pipeline.transition import DeadLetter, Input, Outcome, Reply, Req
 from tallygate.schemas.amounts import AmountError, quantity_nanos
 from tallygate.schemas.answers import Answer, encode_answer
 from tallygate.schemas.instants import format_instant
-from tallygate.schemas.journal import Cause, CountedEvents, Seen
+from tallygate.schemas.journal import Cause, CountedEvents, ProducerRow, Seen
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.requests import OPS
 
 if TYPE_CHECKING:
-    from tallygate.pipeline.runs import Run
+    from tallygate.pipeline.gathering import Gathering
 
 
 class Draft:
@@ -32,14 +32,16 @@ class Draft:
         self.rules = rules
         self.stream_at = state.row.stream_at
         self.applied = dict(state.row.applied)
+        self.run = state.row.run
         self.accounts: dict[str, AccountDraft] = {}
+        self.producers: dict[str, ProducerRow | None] = {}
         self.replies: list[Reply] = []
         self.dead_letters: list[DeadLetter] = []
         self.outcomes: list[Outcome] = []
         self.events = 0
         self.duplicates = 0
         #: Usage that is still to be counted, by customer.
-        self.runs: dict[str, Run] = {}
+        self.gathered: dict[str, Gathering] = {}
         self._digests: dict[int, list[bytes]] = {}
         self._looked_up: dict[bytes, list[bytes]] = {}
         self._seen: dict[bytes, tuple[int, bytes | tuple[CountedEvents, int]]] = {}
@@ -94,7 +96,7 @@ class Draft:
         return self.seen(digest) is not None if values is None or values else False
 
     def take_id(self, digest: bytes) -> None:
-        """The id of an event whose run is still to be counted."""
+        """The id of an event that is gathered and still to be counted."""
         self._seen[digest] = self.stream_at, b""
 
     def remember_counted(self, digests: list[bytes], counted: CountedEvents) -> None:

@@ -168,10 +168,10 @@ class Past:
                     yield Call(Step(first.at, _void(event), "the record"), order)
             else:
                 self.notes["voids of events from before are left out"] += 1
-        if counted and first.events > 1:
-            self.notes["events that were counted together are taken for equal parts of their sum"] += first.events
-        for part in _parts(counted):
-            events = self._measured(part, f"{first.offset}/{first.cause}/{part[0].number}")
+        if any(each.events > 1 for each in counted):
+            self.notes["events that were counted together are taken for equal parts of their sum"] += 1
+        for number, part in enumerate(_parts(counted)):
+            events = self._measured(part, f"{first.offset}/{first.cause}/{number}")
             self._counted.setdefault(_content(part, 1), []).append(events)
             for event in events:
                 yield Call(Step(first.at, event, "the record"), order)
@@ -223,19 +223,16 @@ class Past:
 
 
 def _parts(deltas: list[PastUsage]) -> Iterator[list[PastUsage]]:
-    """What was counted together, as so many single events; what does not divide falls to the last."""
-    count = deltas[0].events if deltas else 0
-    for number in range(count):
-        last = number == count - 1
-        yield [
-            replace(
-                each,
-                number=number,
-                events=1,
-                quantity_nanos=each.quantity_nanos // count + (each.quantity_nanos % count if last else 0),
-            )
-            for each in deltas
-        ]
+    """What was counted together, as so many single events; what does not divide falls to the last of them."""
+    for count in dict.fromkeys(each.events for each in deltas):
+        alike = [each for each in deltas if each.events == count]
+        for number in range(count):
+            parts = [divmod(each.quantity_nanos, count) for each in alike]
+            nanos = [part + (rest if number == count - 1 else 0) for part, rest in parts]
+            yield [
+                replace(each, number=each.number + number, events=1, quantity_nanos=own)
+                for each, own in zip(alike, nanos, strict=True)
+            ]
 
 
 def _content(deltas: Iterable[PastUsage], sign: int) -> tuple[tuple[Any, ...], ...]:

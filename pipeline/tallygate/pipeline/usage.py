@@ -13,9 +13,9 @@ from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.credits import Shares
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.entitlements import access, allowances, cost_of, offer_of
+from tallygate.pipeline.gathering import Gathering, count_together
 from tallygate.pipeline.memory import Charge, CountedEvent, Payment, decode_counted, digest, encode_memory
 from tallygate.pipeline.metering import Measured, measure, record
-from tallygate.pipeline.runs import Run, count_together
 from tallygate.pipeline.transition import Source
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.catalog import Feature
@@ -116,12 +116,12 @@ def take(draft: Draft, account: AccountDraft, one: Measured | Correction, source
     draft.remember(account, one.id, encode_memory(after))
 
 
-def count_run(draft: Draft, run: Run) -> None:
-    """Put the events of a run in force: together, or one after the other."""
-    if count_together(draft, run):
+def count_gathered(draft: Draft, gathered: Gathering) -> None:
+    """Put gathered events in force: together, or one after the other."""
+    if count_together(draft, gathered):
         return
-    account = run.account
-    for each in run.members:
+    account = gathered.account
+    for each in gathered.members:
         event = each.event
         cause = account.cause(Cause(each.topic, each.partition, each.offset, event.id))
         one, at = each.measured(), each.counted_at

@@ -5,7 +5,16 @@ from typing import Annotated, Final
 
 import typer
 
-from tallygate.topologies import cli_admin, cli_catalog, cli_data, cli_ledger, cli_money, cli_run, cli_simulate
+from tallygate.topologies import (
+    cli_admin,
+    cli_bench,
+    cli_catalog,
+    cli_data,
+    cli_ledger,
+    cli_money,
+    cli_run,
+    cli_simulate,
+)
 from tallygate.topologies.exits import MEANINGS, Exit, explain
 
 _HELP: Final = (
@@ -26,6 +35,7 @@ for group in (cli_run.app, cli_admin.app, cli_money.app, cli_data.app, cli_simul
     app.add_typer(group)
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
 app.add_typer(cli_ledger.app, name="ledger", rich_help_panel="Data")
+app.add_typer(cli_bench.app, name="bench", rich_help_panel="Running it")
 
 _TRACEBACK: Final = "--traceback"
 

@@ -1,8 +1,8 @@
-"""Runs: usage events of one customer that a step takes one after the other, counted together where that is the same.
+"""Gathered usage: events of one customer in one step, counted together where that is the same as one by one.
 
 Counting an event by itself costs a row of each kind and a pair of postings; most of a customer's events in a step
-differ in nothing but their quantities. A run gathers them by type, source, dimensions and hour, and ends before
-anything else looks at the customer, or stream time changes something there. Then, for all of it at once:
+differ in nothing but their quantities. They are gathered by type, source, dimensions and hour, until
+anything else looks at the customer or stream time changes something there. Then, for all of it at once:
 
 * Prices are rounded event by event, as ever, and then added: a total does not depend on what was counted together.
 * An hour's row is written once a group, each feature is charged once, each budget and allowance raised once.
@@ -10,7 +10,7 @@ anything else looks at the customer, or stream time changes something there. The
 
 That is the same as one after the other as long as nothing happens in between that tells their order: one grant pays all
 of it (or it is all owed), an allowance holds all or none of it, no threshold is passed and no period begins. Where one
-of these is not so, the run is counted event by event.
+of these is not so, the events are counted event by event.
 """
 
 import msgspec
@@ -40,7 +40,7 @@ from tallygate.schemas.journal import (
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
-    """One event of a run. `counted_at`: stream time then."""
+    """One event that was gathered. `counted_at`: stream time then."""
 
     event: UsageEvent
     digest: bytes
@@ -84,7 +84,7 @@ class Group:
                 self.totals[kind.meters[place].name] = sum(column)
 
 
-class Run:
+class Gathering:
     """A customer's events of a step so far."""
 
     __slots__ = ("account", "first_at", "groups", "members")
@@ -108,7 +108,7 @@ class Run:
 
 
 class _Bill(msgspec.Struct, gc=False):
-    """What a feature is charged for a run: for each of its groups, event by event."""
+    """What a feature is charged: for each of its groups, event by event."""
 
     feature: Feature
     groups: list[tuple[Group, list[int]]]
@@ -118,15 +118,15 @@ class _Bill(msgspec.Struct, gc=False):
 
 
 class _Counting:
-    """One run counted together; `bills` and `possible` look only, `do` changes the account."""
+    """What was gathered, counted together; `bills` and `possible` look only, `do` changes the account."""
 
-    def __init__(self, draft: Draft, run: Run) -> None:
+    def __init__(self, draft: Draft, gathered: Gathering) -> None:
         self._draft = draft
-        self._run = run
-        self._account = run.account
-        self._at = run.members[-1].counted_at
-        self._groups = list(run.groups.values())
-        self._offer: Offer = offer_of(run.account, draft.tariff)
+        self._gathered = gathered
+        self._account = gathered.account
+        self._at = gathered.members[-1].counted_at
+        self._groups = list(gathered.groups.values())
+        self._offer: Offer = offer_of(gathered.account, draft.tariff)
         self._included: dict[str, list[tuple[Group, Allowance, str]]] = {}
         self._bills: dict[str, _Bill] = {}
 
@@ -139,7 +139,7 @@ class _Counting:
     # ---- looking ----
 
     def _bill(self) -> bool:
-        """What each feature is charged; False where an allowance ends within the run."""
+        """What each feature is charged; False where an allowance ends in between."""
         for group in self._groups:
             by_feature: dict[str, list[int]] = {}
             for place in group.columns:
@@ -170,7 +170,7 @@ class _Counting:
         seen: set[str] = set()
         for each in allowances(self._account, right, group.totals, self._at):
             entitlement, meter = each.entitlement, each.entitlement.meter
-            if self._run.first_at < each.scope.period_at or meter in seen:
+            if self._gathered.first_at < each.scope.period_at or meter in seen:
                 return None
             seen.add(meter)
             known = self._included.setdefault(each.scope.id, [])
@@ -210,7 +210,7 @@ class _Counting:
         for group in self._groups:
             for level in self._levels(group):
                 budget, row = level.budget, level.scope
-                if self._run.first_at < row.period_at:
+                if self._gathered.first_at < row.period_at:
                     return False
                 if budgets.reports(budget):
                     before = used.get(row.id, 0)
@@ -308,9 +308,9 @@ class _Counting:
         self._draft.remember_counted(digests, counted)
 
 
-def count_together(draft: Draft, run: Run) -> bool:
-    """Puts a run in force at once, and says so; changes nothing where the order of its events makes a difference."""
-    counting = _Counting(draft, run)
+def count_together(draft: Draft, gathered: Gathering) -> bool:
+    """Puts all of it in force, and says so; changes nothing where the order of the events makes a difference."""
+    counting = _Counting(draft, gathered)
     if not counting.possible():
         return False
     counting.do()
