@@ -63,6 +63,11 @@ def schema_files() -> dict[str, bytes]:
     return {f"{name}.schema.json": _written(schema) for name, schema in _schemas()}
 
 
+def schema_documents() -> dict[str, Json]:
+    """Name → JSON Schema."""
+    return dict(_schemas())
+
+
 def _written(schema: Json) -> bytes:
     return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
 
@@ -122,7 +127,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _framed(title: str, schema: Json, examples: list[Any], text: str) -> Json:
-    schema = _refined(schema)
+    schema = refined(schema)
     definitions = {"$defs": dict(sorted(schema.pop("$defs", {}).items()))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -135,13 +140,13 @@ def _framed(title: str, schema: Json, examples: list[Any], text: str) -> Json:
     }
 
 
-def _refined(node: Any) -> Any:
+def refined(node: Any) -> Any:
     """What neither msgspec nor pydantic says by itself: amounts, offsets, closed maps; and no OpenAPI keywords."""
     if isinstance(node, list):
-        return [_refined(part) for part in node]
+        return [refined(part) for part in node]
     if not isinstance(node, dict):
         return node
-    node = {key: _refined(part) for key, part in node.items() if not (key == "discriminator" and "anyOf" in node)}
+    node = {key: refined(part) for key, part in node.items() if not (key == "discriminator" and "anyOf" in node)}
     if node.get("format") == "decimal":
         del node["format"], node["type"]
         return AMOUNT_SCHEMA | node
