@@ -15,7 +15,8 @@ PLANS = ("grant", "void-grant", "reset", "budget", "rate-limit", "subscribe", "c
 CREDITS = ("reserve", "settle", "release", "extend", "check", "estimate", "balance")
 CATALOG = tuple(f"catalog {name}" for name in ("apply", "diff", "show", "history", "import-prices", "example"))
 DATA = ("produce", "sql", "simulate", *CATALOG)
-COMMANDS = (*RUNNING, *KEYS, *PLANS, *CREDITS, *DATA)
+BENCH = tuple(f"bench {name}" for name in ("usage", "decisions", "sink", "growth", "catalog"))
+COMMANDS = (*RUNNING, *KEYS, *PLANS, *CREDITS, *DATA, *BENCH)
 NOT_FOR_HELP = {
     "confluent_kafka",
     "faust",

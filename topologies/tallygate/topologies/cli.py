@@ -7,6 +7,7 @@ import typer
 
 from tallygate.topologies import (
     cli_admin,
+    cli_bench,
     cli_catalog,
     cli_data,
     cli_keys,
@@ -36,6 +37,7 @@ for group in (cli_run.app, cli_admin.app, cli_money.app, cli_data.app, cli_keys.
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
 app.add_typer(cli_keys.app, name="keys", rich_help_panel="Running it")
 app.add_typer(cli_ledger.app, name="ledger", rich_help_panel="Data")
+app.add_typer(cli_bench.app, name="bench", rich_help_panel="Running it")
 
 _TRACEBACK: Final = "--traceback"
 

@@ -59,8 +59,8 @@ def up(
 
     settings = load_settings(kafka_brokers=brokers, data_dir=data_dir)
     out = console()
-    with contextlib.suppress(_StopAsked), contextlib.ExitStack() as stack:
-        stack.enter_context(_stop_on_signals())
+    with contextlib.suppress(StopAsked), contextlib.ExitStack() as stack:
+        stack.enter_context(stop_on_signals())
         note = stack.enter_context(claimed(settings.data_dir))
         check_addresses(settings)
         kafka = None
@@ -77,19 +77,19 @@ def up(
                 local.check()
 
 
-class _StopAsked(KeyboardInterrupt):
+class StopAsked(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or a closed terminal; event loops let this kind through."""
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """The first signal raises `_StopAsked`; further ones do nothing, so that everything is stopped in order."""
+def stop_on_signals() -> Iterator[None]:
+    """The first signal raises `StopAsked`; further ones do nothing, so that everything is stopped in order."""
     former: dict[signal.Signals, Any] = {}
 
     def on_signal(number: int, frame: object) -> None:
         for each in former:
             signal.signal(each, signal.SIG_IGN)
-        raise _StopAsked
+        raise StopAsked
 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         former[each] = signal.signal(each, on_signal)
@@ -158,9 +158,9 @@ def demo(
     from tallygate.topologies.demo import run_demo
 
     try:
-        with _stop_on_signals():
+        with stop_on_signals():
             agreed = run_demo(json, console())
-    except _StopAsked:
+    except StopAsked:
         raise typer.Exit(Exit.INTERRUPTED) from None
     if not agreed:
         raise typer.Exit(Exit.NO)
