@@ -11,10 +11,12 @@ import pytest
 
 from tallygate.schemas import export, samples, samples_catalog, samples_requests
 from tallygate.schemas.answers import decode_answer
+from tallygate.schemas.audit import decode_audit
 from tallygate.schemas.catalog import decode_catalog
 from tallygate.schemas.catalog_file import read_catalog
 from tallygate.schemas.events import BATCH, UsageEvent, decode_events
 from tallygate.schemas.journal import DecisionRecord, decode_record
+from tallygate.schemas.keys import decode_keyed
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.published import decode_published
 from tallygate.schemas.reasons import Reason, Refused
@@ -32,6 +34,8 @@ READERS: dict[str, Callable[[bytes], Any]] = {
     "entry": decode_record,
     "published-": decode_published,
     "catalog": decode_catalog,
+    "key": decode_keyed,
+    "audit": decode_audit,
 }
 BOTH = [
     pytest.param(sample, form, id=f"{sample.name}.{form}") for sample in samples.SAMPLES for form in ("full", "minimal")

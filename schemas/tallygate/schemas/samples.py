@@ -13,6 +13,7 @@ import msgspec
 from tallygate.schemas import answers, catalog, journal, ledger, samples_catalog
 from tallygate.schemas.events import UsageEvent
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.samples_keys import AUDIT, KEYS
 from tallygate.schemas.samples_published import PUBLISHED
 from tallygate.schemas.samples_requests import REQUESTS, WHO, Sample
 
@@ -98,6 +99,7 @@ ANSWER: Final = Sample(
             answers.Step("customer", True, Reason.ALLOWED),
             answers.Step("budgets", False, Reason.BUDGET_EXHAUSTED, (_LIMIT,)),
         ),
+        fallback=True,
     ),
     answers.Answer(
         id="call-7",
@@ -381,4 +383,4 @@ JOURNAL: Final = (
 
 CATALOG: Final = Sample("catalog", samples_catalog.FULL, catalog.Catalog(version=1))
 
-SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG)
+SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG, *KEYS, AUDIT)
