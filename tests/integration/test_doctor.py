@@ -95,7 +95,7 @@ def test_topics_that_are_not_as_declared(
     await_partitions(admin, topics.REQUESTS, PARTITIONS + 1)
     found = faults(look(load_settings(kafka_brokers=brokers, data_dir=tmp_path)))["topics"]
     assert found == [
-        "broken: topic tallygate.alerts.v1 is missing",
+        "look at this: topic tallygate.alerts.v1 is missing",
         "broken: the inputs and the journal must have equally many partitions: tallygate.usage.v1 has 4, "
         "tallygate.requests.v1 has 5, tallygate.journal.v1 has 4",
         "broken: message.timestamp.type of tallygate.usage.v1 is CreateTime, and is to be LogAppendTime",

@@ -68,7 +68,9 @@ def test_a_sound_cluster_has_one_line_for_each_area() -> None:
     ]
     assert {each.state for each in found} == {State.OK}
     assert not any(each.todo for each in found)
-    assert found[0].said == "all 9 are there, 2 partitions of inputs and journal, as declared"
+    assert (
+        found[0].said == f"all {len(topics.topic_specs())} are there, 2 partitions of inputs and journal, as declared"
+    )
     assert found[-1].said == "2 workers own all 2 partitions; the oldest tick is 403 ms old"
     laptop = look(brokers=1, topics=topic_facts(Copies(True, 1, 1), **{"min.insync.replicas": "1"}))
     assert {each.state for each in laptop} == {State.OK}
@@ -84,7 +86,9 @@ def uneven() -> dict[str, Topic | Hidden]:
 @pytest.mark.parametrize(
     ("different", "area", "state", "said", "todo"),
     [
-        ({"topics": {**topic_facts(), topics.ALERTS: Hidden("unknown", True)}}, "topics", BROKEN,
+        ({"topics": {**topic_facts(), topics.CATALOG: Hidden("unknown", True)}}, "topics", BROKEN,
+         "topic tallygate.catalog.v1 is missing", "`tallygate topics`"),
+        ({"topics": {**topic_facts(), topics.ALERTS: Hidden("unknown", True)}}, "topics", LOOK,
          "topic tallygate.alerts.v1 is missing", "`tallygate topics`"),
         ({"topics": {**topic_facts(), topics.ALERTS: HIDDEN}}, "topics", LOOK,
          "tallygate.alerts.v1 cannot be looked at: Broker: Group auth", "operator"),

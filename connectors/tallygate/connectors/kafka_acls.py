@@ -15,6 +15,7 @@ from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, R
 from tallygate.connectors.kafka_admin import TIMEOUT_SECONDS, KafkaRefused, connect
 from tallygate.schemas.topics import (
     ALERTS,
+    AUDIT,
     CATALOG,
     DEAD_LETTERS,
     DECISIONS,
@@ -22,6 +23,7 @@ from tallygate.schemas.topics import (
     GROUP_READER,
     GROUP_SINK,
     JOURNAL,
+    KEYS,
     POSTINGS,
     REPLIES_PREFIX,
     REQUESTS,
@@ -33,10 +35,13 @@ from tallygate.schemas.topics import (
 GROUP_ANALYST_PREFIX: Final = "tallygate-analyst-"
 #: The service whose name the command line asks under.
 CLI_SERVICE: Final = "cli"
+#: The same of the gateway, and the group name under which it reads.
+GATEWAY_SERVICE: Final = "gateway"
+GROUP_GATEWAY: Final = "tallygate-gateway"
 _EVERY_TOPIC: Final = "tallygate."
 _ON_EVERY_TOPIC: Final = ("CREATE", "DESCRIBE", "DESCRIBE_CONFIGS")
 
-ROLES: Final = ("worker", "sink", "producer", "operator", "analyst")
+ROLES: Final = ("worker", "sink", "gateway", "producer", "operator", "analyst")
 
 
 class Rule(NamedTuple):
@@ -66,6 +71,14 @@ def rules_of(role: str, principal: str, worker_group: str, reply_topics: Iterabl
                 *_on_topics(principal, "WRITE", DECISIONS, POSTINGS, ALERTS),
                 Rule(principal, "READ", "GROUP", GROUP_SINK),
             ]
+        case "gateway":
+            return [
+                *service_rules(GATEWAY_SERVICE, principal),
+                *_on_topics(principal, "WRITE", USAGE, CATALOG, KEYS, AUDIT),
+                *_on_topics(principal, "READ", CATALOG, KEYS, DECISIONS),
+                *_on_topics(principal, "DESCRIBE", JOURNAL, DEAD_LETTERS),
+                *(Rule(principal, "DESCRIBE", "GROUP", name) for name in (GROUP_GATEWAY, GROUP_READER, worker_group)),
+            ]
         case "producer":
             return _on_topics(principal, "WRITE", USAGE)
         case "analyst":
@@ -76,8 +89,8 @@ def rules_of(role: str, principal: str, worker_group: str, reply_topics: Iterabl
         case "operator":
             return [
                 *service_rules(CLI_SERVICE, principal),
-                *_on_topics(principal, "WRITE", USAGE, CATALOG, DEAD_LETTERS),
-                *_on_topics(principal, "READ", USAGE, REQUESTS, JOURNAL, CATALOG, DEAD_LETTERS),
+                *_on_topics(principal, "WRITE", USAGE, CATALOG, DEAD_LETTERS, KEYS, AUDIT),
+                *_on_topics(principal, "READ", USAGE, REQUESTS, JOURNAL, CATALOG, DEAD_LETTERS, KEYS, AUDIT),
                 *(
                     Rule(principal, op, "TOPIC", _EVERY_TOPIC, True)
                     for op in ("CREATE", "DESCRIBE", "DESCRIBE_CONFIGS")

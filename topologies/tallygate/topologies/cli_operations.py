@@ -19,6 +19,7 @@ def _principal(who: str) -> typer.models.OptionInfo:
 def acls(
     worker: Annotated[str | None, _principal("Who decides, and alone writes the journal")] = None,
     sink: Annotated[str | None, _principal("Who moves the journal into ClickHouse and relays it")] = None,
+    gateway: Annotated[str | None, _principal("Who answers over HTTP")] = None,
     service: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PRINCIPAL", help="A service that asks, by the name of its reply topic; repeatable."),
@@ -41,12 +42,21 @@ def acls(
     """
     from tallygate.connectors.kafka_acls import ROLES, apply_rules, as_commands, rules_of, service_rules
 
-    roles = {"worker": worker, "sink": sink, "producer": producer, "operator": operator, "analyst": analyst}
+    roles = {
+        "worker": worker,
+        "sink": sink,
+        "gateway": gateway,
+        "producer": producer,
+        "operator": operator,
+        "analyst": analyst,
+    }
     named = {role: principal for role, principal in roles.items() if principal is not None}
     services = pairs(service, "--service")
     if not named and not services:
         if apply:
-            raise typer.BadParameter("say for whom: --worker, --sink, --service, --producer, --operator, --analyst")
+            raise typer.BadParameter(
+                "say for whom: --worker, --sink, --gateway, --service, --producer, --operator, --analyst"
+            )
         named = {role: f"User:tallygate-{role}" for role in ROLES}
         services = {"checkout": "User:checkout"}
     settings = settings_for(brokers, data_dir)

@@ -11,6 +11,7 @@ import msgspec
 
 from tallygate.schemas import topics
 from tallygate.schemas.instants import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from tallygate.topologies.cluster import NEEDED
 from tallygate.topologies.cluster_facts import Disk, Facts, Group, Hidden, Tail, Topic
 
 _GIB: Final = 1024**3
@@ -72,7 +73,8 @@ def _topics(facts: Facts) -> _Found:
         if isinstance(topic, Hidden):
             sound = False
             if topic.absent:
-                yield State.BROKEN, f"topic {name} is missing", "run `tallygate topics`, which makes what is missing"
+                state = State.BROKEN if name in NEEDED else State.LOOK
+                yield state, f"topic {name} is missing", "run `tallygate topics`, which makes what is missing"
             else:
                 yield State.LOOK, f"topic {name} cannot be looked at: {topic.why}", "run this as an operator"
     counts = {name: len(there[name].partitions) for name in _CO_PARTITIONED if name in there}
