@@ -1,8 +1,8 @@
 """Tallygate and its peers, one after the other in each round: `python load-tests/compare.py SUBJECT...`
 
 Subjects are usage, decisions-200, decisions-1000, decisions-closed, decisions-hot, and sink and growth, which
-have no peers; `all` is all of them. What a round found is written to FOLDER/SUBJECT.json when its rounds are done.
-A peer that cannot run here is told, and is left out.
+have no peers; `all` is all of them. What a round found is written to FOLDER/SUBJECT.json when its rounds are done,
+and the page with its plots, FOLDER/README.md, at the end. A peer that cannot run here is told, and is left out.
 """
 
 import argparse
@@ -232,7 +232,7 @@ def run(subject: str, contenders: Contenders, rounds: int, folder: Path) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="none: only the page is made anew")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each load of Tallygate and the decision peers")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
@@ -243,6 +243,7 @@ def main() -> None:
         parser.error(f"there is no subject {unknown[0]!r}; there are {', '.join(known)}")
     for name in wanted:
         run(name, known[name], options.rounds, options.results)
+    subprocess.run([peers_python(), HERE / "page.py", options.results], check=True)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,8 @@ def show_decisions(result: dict[str, Any], out: Console) -> None:
     table.add_row("allowed, denied", f"{_number(result['allowed'])}, {_number(result['denied'])}")
     table.add_row("overdraft", f"{result['overdraft']:g}")
     if "usage_sent_per_second" in result:
-        table.add_row(
-            "usage beside",
-            f"{_number(result['usage_sent_per_second'])} events/s sent, all counted after {result['usage_counted_after_seconds']:g} s",
-        )
+        after = f"all counted after {result['usage_counted_after_seconds']:g} s"
+        table.add_row("usage beside", f"{_number(result['usage_sent_per_second'])} events/s sent, {after}")
     _conditions(table, result)
     table.add_row("", "")
     table.add_row("a bare echo, same broker", _levels(result["limits"], "echo_ms_"))
