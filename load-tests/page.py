@@ -78,7 +78,7 @@ def shown(found: tuple[float, float, float] | None) -> str:
 
 
 def bars(axis: Any, subject: Subject, value: Value, title: str) -> None:
-    """A bar for each contender, the median of the rounds, with their range; on a log scale, since they lie far apart."""
+    """A bar for each contender: the median of the rounds, with their range. They lie far apart: a log scale."""
     found = {name: got for name in contenders(subject) if (got := spread(subject, name, value))}
     names = list(found)[::-1]
     medians = [found[name][0] for name in names]
@@ -141,18 +141,18 @@ def usage_part(subject: Subject) -> str:
     for name in contenders(subject):
         lag = [shown(spread(subject, name, key(f"lag_ms_{level}"))) for level in ("p50", "p99", "p999")]
         visible = shown(spread(subject, name, key("visible_lag_ms_p99")))
-        rows.append(
-            [NAMES[name], *(shown(spread(subject, name, each)) for each in (per_second, per_cpu_second)), *lag, visible]
-        )
+        rates = [shown(spread(subject, name, each)) for each in (per_second, per_cpu_second)]
+        rows.append([NAMES[name], *rates, *lag, visible])
     head = ["", "events/s", "per CPU-second", "lag p50, ms", "p99", "p99.9", "in ClickHouse, p99"]
     return f"""## Usage
 
 ![Events a second, and for each CPU-second](usage.svg)
 
-Tallygate's rate is what it sustained from the generator into ClickHouse, each event counted once, paid with credits and in the ledger;
-its CPU-seconds are the worker's. The peers work off a topic that is full already, and do less: Quix Streams and Bytewax decode
-and look at each event; the Faust agent adds to a table, at least once; Kafka Streams sums in a store, exactly once. None
-has a ledger, limits or a database behind it. Their CPU-seconds are their process's. Median of the rounds, least and most in brackets.
+Tallygate's rate is what it sustained from the generator into ClickHouse, each event counted once, paid with credits and
+in the ledger; its CPU-seconds are the worker's. The peers work off a topic that is full already, and do less: Quix Streams
+and Bytewax decode and look at each event; the Faust agent adds to a table, at least once; Kafka Streams sums in a store,
+exactly once. None has a ledger, limits or a database behind it. Their CPU-seconds are their process's. Median of the
+rounds, least and most in brackets.
 
 {table(head, rows)}
 {physical(subject)}"""
@@ -164,16 +164,16 @@ def physical(subject: Subject) -> str:
         results = [each[name]["limits"] for each in subject["rounds"] if name in each]
         if not results:
             continue
-        produced, consumed = (
-            statistics.median(r[k] for r in results) for k in ("produced_per_second", "consumed_per_second")
-        )
+        produced = statistics.median(each["produced_per_second"] for each in results)
+        consumed = statistics.median(each["consumed_per_second"] for each in results)
         size, events = results[0]["record_bytes"], results[0]["events_per_record"]
         text = (
-            f"* {NAMES[name]}: the same broker, with nothing of Tallygate, takes {number(produced)} records of {size} bytes a "
-            f"second from librdkafka and gives {number(consumed)}; {number(events)} event{'s' if events > 1 else ''} in each"
+            f"* {NAMES[name]}: the same broker, with nothing of Tallygate, takes {number(produced)} records of {size} "
+            f"bytes a second from librdkafka and gives {number(consumed)} (events in each: {number(events)})"
         )
         if results[0]["decoded_per_cpu_second"]:
-            text += f"; msgspec decodes {number(statistics.median(r['decoded_per_cpu_second'] for r in results))} a CPU-second"
+            decoded = statistics.median(each["decoded_per_cpu_second"] for each in results)
+            text += f"; msgspec decodes {number(decoded)} a CPU-second"
         reached = statistics.median(r["reached_of_produce"] for r in results)
         lines.append(f"{text}. Reached: {reached:.1%} of producing.")
     return "\n".join(lines)
@@ -182,10 +182,11 @@ def physical(subject: Subject) -> str:
 def decisions_part(found: dict[str, Subject]) -> str:
     parts = [
         "## Decisions\n\n![Latencies of reservations](decisions.svg)\n",
-        "A call is a reservation, then its settlement. Circles are p50, triangles p99, squares p99.9 of the reservation, from when",
-        "it was due until its answer; the dotted line is the p50 of a bare request and reply over the same broker. Tallygate looks at",
-        "a rate limit, six budgets, an allowance and credits, journals the decision and reads it back. Redis runs one script on",
-        "one counter and writes nothing to disk; Postgres locks a row and writes a ledger row, on disk at each commit.\n",
+        "A call is a reservation, then its settlement. Circles are p50, triangles p99, squares p99.9 of the reservation,",
+        "from when it was due until its answer; the dotted line is the p50 of a bare request and reply over the same",
+        "broker. Tallygate looks at a rate limit, six budgets, an allowance and credits, journals the decision and reads it",
+        "back. Redis runs one script on one counter and writes nothing to disk; Postgres locks a row and writes a ledger",
+        "row, on disk at each commit.\n",
     ]
     for name, subject in found.items():
         rows = []
@@ -204,13 +205,10 @@ def decisions_part(found: dict[str, Subject]) -> str:
 
 
 def sink_part(subject: Subject) -> str:
-    rates = [
-        shown(spread(subject, "tallygate", key(k)))
-        for k in ("rows_per_second", "rows_per_cpu_second", "records_per_second")
-    ]
-    return "## Sink\n\n" + table(
-        ["", "rows/s", "rows a sink CPU-second", "journal records/s"], [["from a full journal", *rates]]
-    )
+    names = ("rows_per_second", "rows_per_cpu_second", "records_per_second")
+    rates = [shown(spread(subject, "tallygate", key(name))) for name in names]
+    head = ["", "rows/s", "rows a sink CPU-second", "journal records/s"]
+    return "## Sink\n\n" + table(head, [["from a full journal", *rates]])
 
 
 def growth_part(subject: Subject) -> str:
@@ -260,8 +258,9 @@ def main() -> None:
     found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
     parts = [
         "# What was measured\n",
-        "Made by `make bench` from the JSON files beside it. Contenders took turns, round by round, each on a broker or server of its",
-        "own; all are on loopback. Compare within a result, not across them: other programs ran meanwhile, as the load averages say.\n",
+        "Made by `make bench` from the JSON files beside it. Contenders took turns, round by round, each on a broker or",
+        "server of its own; all are on loopback. Compare within a result, not across them: other programs ran meanwhile,",
+        "as the load averages say.\n",
     ]
     if "usage" in found:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
