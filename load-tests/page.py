@@ -148,11 +148,11 @@ def usage_part(subject: Subject) -> str:
 
 ![Events a second, and for each CPU-second](usage.svg)
 
-Tallygate's rate is what it sustained from the generator into ClickHouse, each event counted once, paid with credits and
-in the ledger; its CPU-seconds are the worker's. The peers work off a topic that is full already, and do less: Quix Streams
-and Bytewax decode and look at each event; the Faust agent adds to a table, at least once; Kafka Streams sums in a store,
-exactly once. None has a ledger, limits or a database behind it. Their CPU-seconds are their process's. Median of the
-rounds, least and most in brackets.
+Tallygate's rate is what it sustained from the generator into ClickHouse, each event counted once, paid with credits
+and in the ledger; its CPU-seconds are the worker's. The peers work off a topic that is full already, and do less:
+Quix Streams and Bytewax decode and look at each event; the Faust agent adds to a table, at least once; Kafka Streams
+sums in a store, exactly once. None has a ledger, limits or a database behind it. Their CPU-seconds are their
+process's. Median of the rounds, least and most in brackets.
 
 {table(head, rows)}
 {physical(subject)}"""
@@ -182,11 +182,11 @@ def physical(subject: Subject) -> str:
 def decisions_part(found: dict[str, Subject]) -> str:
     parts = [
         "## Decisions\n\n![Latencies of reservations](decisions.svg)\n",
-        "A call is a reservation, then its settlement. Circles are p50, triangles p99, squares p99.9 of the reservation,",
-        "from when it was due until its answer; the dotted line is the p50 of a bare request and reply over the same",
-        "broker. Tallygate looks at a rate limit, six budgets, an allowance and credits, journals the decision and reads it",
-        "back. Redis runs one script on one counter and writes nothing to disk; Postgres locks a row and writes a ledger",
-        "row, on disk at each commit.\n",
+        "A call is a reservation, then its settlement. Circles are p50, triangles p99, squares p99.9 of the",
+        "reservation, from when it was due until its answer; the dotted line is the p50 of a bare request and",
+        "reply over the same broker. Tallygate looks at a rate limit, six budgets, an allowance and credits,",
+        "journals the decision and reads it back. Redis runs one script on one counter and writes nothing to disk;",
+        "Postgres locks a row and writes a ledger row, on disk at each commit.\n",
     ]
     for name, subject in found.items():
         rows = []
@@ -258,9 +258,9 @@ def main() -> None:
     found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
     parts = [
         "# What was measured\n",
-        "Made by `make bench` from the JSON files beside it. Contenders took turns, round by round, each on a broker or",
-        "server of its own; all are on loopback. Compare within a result, not across them: other programs ran meanwhile,",
-        "as the load averages say.\n",
+        "Made by `make bench` from the JSON files beside it. Contenders took turns, round by round, each on a",
+        "broker or server of its own; all are on loopback. Compare within a result, not across them: other",
+        "programs ran meanwhile, as the load averages say.\n",
     ]
     if "usage" in found:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
