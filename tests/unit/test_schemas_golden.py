@@ -139,7 +139,7 @@ def test_bytes_with_a_field_of_tomorrow(sample: Sample) -> None:
 def test_nested_records_take_fields_of_tomorrow_too() -> None:
     entry = msgspec.json.decode(golden("entry.full.json"))
     whole = msgspec.json.encode(entry)
-    for name in ("causes", "postings", "usage", "balances", "seen"):
+    for name in ("causes", "postings", "usage", "balances", "seen", "counted"):
         entry[name] = [[*leg, "new"] for leg in entry[name]]
     for name in ("decisions", "alerts"):
         entry[name][0]["of_tomorrow"] = 1

@@ -359,6 +359,23 @@ JOURNAL: Final = (
                     "agents", {"agent": "drafter"}, "credits", 80, 500_000_000_000, 400_000_000_000, _AT, _AT, 0
                 ),
             ),
+            counted=(
+                journal.CountedEvents(
+                    0,
+                    "llm.call",
+                    "gateway/eu-1",
+                    WHO,
+                    False,
+                    _AT,
+                    ["e-1", "e-2"],
+                    [7, 9],
+                    [_AT - 2_000, _AT - 1_000],
+                    ["input_tokens"],
+                    [[500_000_000_000, 300_000_000_000]],
+                    [journal.GroupCharge("llm", "credits", "order-1", "paid", 20_000_000, [500_000_000, 300_000_000])],
+                    [journal.GroupShare("agents\0agent=drafter", journal.COST_COLUMN)],
+                ),
+            ),
         ),
         journal.Entry(customer="acme", at=_AT, catalog=0, causes=()),
     ),
