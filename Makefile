@@ -36,7 +36,6 @@ demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHo
 
 bench: install ## Tallygate and its peers measured, three rounds each, about half an hour; pages and plots in load-tests/results
 	$(BIN)/python load-tests/compare.py all
-	$(BIN)/python load-tests/plots.py
 
 up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
 	$(BIN)/tallygate up

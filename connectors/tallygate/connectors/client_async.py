@@ -243,6 +243,10 @@ class Tallygate(Administration):
         if self._usage.started:
             await asyncio.to_thread(self._usage.flush, self._timeout if timeout is None else timeout)
 
+    async def ask(self, request: Request, *, timeout: float | None = None) -> Answer:
+        """The answer to any request of `tallygate.schemas.requests`. Raises RefusedRequest, NoAnswer, ClientClosed."""
+        return await self._ask(request, timeout)
+
     def _new_id(self) -> str:
         """128 random bits; uuid4 asks the system each time, which costs 40 µs in a busy program."""
         return f"{self._random.getrandbits(128):032x}"

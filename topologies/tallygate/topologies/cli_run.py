@@ -212,6 +212,36 @@ def sink(
 
 
 @app.command(rich_help_panel="Running it")
+def gateway(
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where it answers. Default: TALLYGATE_GATEWAY_ADDRESS.")
+    ] = None,
+    brokers: Brokers = None,
+    data_dir: DataDir = None,
+    metrics_address: MetricsAddress = None,
+) -> None:
+    """Answer over HTTP: decisions, usage, balances, administration. Start as many as you like; they hold no state.
+
+    Its keys are made with `tallygate keys create`; GET /openapi.json describes all of it.
+
+    \b
+    tallygate gateway
+    tallygate gateway --address 0.0.0.0:8086 --brokers kafka-1:9092
+    """
+    from tallygate.topologies.gateway import run_gateway
+    from tallygate.topologies.running import connect_settings
+
+    _log()
+    settings = connect_settings(
+        kafka_brokers=brokers,
+        data_dir=data_dir,
+        gateway_address=address,
+        gateway_metrics_address=metrics_address,
+    )
+    raise typer.Exit(run_gateway(settings))
+
+
+@app.command(rich_help_panel="Running it")
 def topics(
     service: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A service that will ask; may be repeated.")
@@ -235,7 +265,7 @@ def topics(
     from tallygate.connectors.kafka_admin import declare_topics
     from tallygate.schemas.topics import reply_topic, topic_specs
 
-    names = tuple(dict.fromkeys(("cli", *(service or ()))))
+    names = tuple(dict.fromkeys(("cli", "gateway", *(service or ()))))
     for name in names:
         try:
             reply_topic(name)
