@@ -9,7 +9,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import commands, grants, holds, reservations, usage
+from tallygate.pipeline import commands, grants, holds, hours, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.replay import due_customer, due_instant, due_range
@@ -35,6 +35,7 @@ from tallygate.schemas.journal import (
     encode_record,
     entry_key,
     row_key,
+    split_key,
 )
 from tallygate.schemas.reasons import Refused
 
@@ -62,7 +63,7 @@ def decide(
                 _refused(draft, each)
                 reads_only = False
             case Tick():
-                draft.stream_at = max(draft.stream_at, each.at)
+                draft.move_on(each.at)
                 _tick(draft)
                 reads_only = False
             case _:
@@ -102,6 +103,7 @@ def _tick(draft: Draft) -> None:
         if account.row is not None and account.row.due_at != due_instant(key):
             # The table was resumed and did not see every move of the account: compaction had taken some by then.
             account.row = replace(account.row, was_due_at=due_instant(key))
+    hours.end_closed(draft)
 
 
 def _refused(draft: Draft, each: RefusedInput) -> None:
@@ -132,6 +134,8 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
     records: list[tuple[bytes, bytes | None]] = []
     for account in accounts:
         records.extend(_records(account, draft))
+    ended = _ended(draft)
+    records += [(key, None) for key in ended]
     row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version)
     records.append((PARTITION_KEY, encode_record(row)))
     return Transition(
@@ -143,7 +147,19 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
         duplicates=draft.duplicates,
         row=row,
         drafts=accounts,
+        ended=ended,
     )
+
+
+def _ended(draft: Draft) -> tuple[bytes, ...]:
+    """The rows of closed hours that go. Where a later one has taken the place of a usage row, that one is written."""
+    found = []
+    for key in draft.hours.ended:
+        customer, kind, id = split_key(key)
+        account = draft.accounts.get(customer)
+        if account is None or kind != "usage" or id not in account.usage.changes:
+            found.append(key)
+    return tuple(found)
 
 
 def _file_due(account: AccountDraft, stream_at: int) -> None:

@@ -5,6 +5,7 @@ from decimal import Decimal
 import msgspec
 
 from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.hours import Hours
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.tariff import Tariff
@@ -25,6 +26,7 @@ class Draft:
         self.tariff = tariff
         self.rules = rules
         self.stream_at = state.row.stream_at
+        self.hours = Hours(rules, self.stream_at)
         self.applied = dict(state.row.applied)
         self.accounts: dict[str, AccountDraft] = {}
         self.replies: list[Reply] = []
@@ -38,12 +40,16 @@ class Draft:
         """Take note of an input's record: its offset, and its instant, which may move stream time on."""
         assert source.offset > self.applied.get(source.topic, -1), f"{source} is applied already"
         self.applied[source.topic] = source.offset
-        self.stream_at = max(self.stream_at, source.at)
+        self.move_on(source.at)
+
+    def move_on(self, at: int) -> None:
+        """Stream time moves to this instant, or stays where it is later."""
+        self.stream_at = self.hours.stream_at = max(self.stream_at, at)
 
     def account(self, customer: str) -> AccountDraft:
         draft = self.accounts.get(customer)
         if draft is None:
-            draft = self.accounts[customer] = AccountDraft(self.state.account(customer), self.state.rows)
+            draft = self.accounts[customer] = AccountDraft(self.state.account(customer), self.state.rows, self.hours)
         return draft
 
     def seen(self, digest: bytes) -> bytes | None:

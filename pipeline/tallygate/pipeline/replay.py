@@ -1,7 +1,8 @@
 """From accepted journal records to the local table: the one reading of the journal that recovery and work share.
 
 Rows go in as they are. An entry is not kept, but the ids it has seen are, under `␀seen␀ day digest`; an account row
-also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`.
+also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`, and what
+belongs to an hour of usage is filed under that hour, `␀hour␀ hour key`, so that it is found when the hour is closed.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ _ids = msgspec.json.Decoder(_Ids).decode
 _due = msgspec.json.Decoder(_Due).decode
 _SEEN = b"\0seen\0"
 _DUE = b"\0due\0"
+_HOUR = b"\0hour\0"
 _ENTRY = ENTRY_KIND.encode()
+_OF_HOURS = frozenset({b"usage", b"value"})
 
 
 def table_writes(key: bytes, value: bytes | None) -> Sequence[Write]:
@@ -42,11 +45,13 @@ def table_writes(key: bytes, value: bytes | None) -> Sequence[Write]:
     """
     if key[:1] == b"\0":
         return () if key == OPEN_KEY else ((key, value),)
-    customer, kind, _ = key.split(b"\0", 2)
+    customer, kind, id = key.split(b"\0", 2)
     if kind == _ENTRY:
         return () if value is None else _seen_writes(value)
     if kind == b"account" and value is not None:
         return [(key, value), *_due_writes(customer, value)]
+    if kind in _OF_HOURS:
+        return ((key, value), (hour_key(int(id.split(b"\0", 2)[1]), key), None if value is None else b""))
     return ((key, value),)
 
 
@@ -90,3 +95,18 @@ def due_instant(key: bytes) -> int:
 
 def due_customer(key: bytes) -> str:
     return key[len(_DUE) + 8 :].decode()
+
+
+def hour_key(hour: int, key: bytes) -> bytes:
+    """An event may claim any time; hours before 1970 need no order among themselves."""
+    return _HOUR + max(0, hour).to_bytes(8, "big") + key
+
+
+def hour_range(before: int) -> tuple[bytes, bytes]:
+    """The range of table keys of what belongs to hours that start before this instant."""
+    return _HOUR, _HOUR + max(0, before).to_bytes(8, "big")
+
+
+def of_hour(key: bytes) -> bytes:
+    """The key of the row that is filed so."""
+    return key[len(_HOUR) + 8 :]

@@ -8,7 +8,7 @@ from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.schemas.catalog import EMPTY, Catalog
 from tallygate.schemas.instants import DAY_MS
-from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, decode_record
+from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, decode_record, split_key
 
 ACCOUNTS_CACHED_MAX: Final = 100_000
 
@@ -60,6 +60,10 @@ class PartitionState:
             account = draft.commit()
             self._accounts.pop(account.customer, None)
             self._accounts[account.customer] = account
+        for key in transition.ended:
+            customer, kind, id = split_key(key)
+            if (cached := self._accounts.get(customer)) is not None:
+                (cached.usage if kind == "usage" else cached.values).pop(id, None)
         if transition.row is not None:
             self.row = transition.row
         while len(self._accounts) > self._accounts_max:

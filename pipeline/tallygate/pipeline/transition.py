@@ -97,7 +97,7 @@ class Transition(msgspec.Struct, frozen=True):
 
     `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
     where nothing changes, and then the replies may go out at once. `events` were counted, `duplicates` known already;
-    `row` and `drafts` are what `PartitionState.commit` puts in force.
+    `ended` are the keys of rows of closed hours; it, `row` and `drafts` are what `PartitionState.commit` puts in force.
     """
 
     records: tuple[tuple[bytes, bytes | None], ...] = ()
@@ -108,3 +108,4 @@ class Transition(msgspec.Struct, frozen=True):
     duplicates: int = 0
     row: PartitionRow | None = None
     drafts: tuple["AccountDraft", ...] = ()
+    ended: tuple[bytes, ...] = ()
