@@ -41,7 +41,7 @@ FREE_PORTS: Final = range(15_000, 32_000)
 _PORT_TRIES: Final = 3
 _FORMAT_SECONDS_MAX: Final = 60
 _STOP_SECONDS: Final = 15.0
-_JAVA_FLAGS: Final = (
+JAVA_FLAGS: Final = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",  # leaves a file in the temporary folder when killed
@@ -138,7 +138,7 @@ class LocalKafka:
                 self._dir = Path(tempfile.mkdtemp(prefix="tallygate-kafka-"))
             kafka_folder.prepare(self.data_dir)
             with kafka_folder.held(self.data_dir) as lock_fd:
-                self._start_on_free_ports([java, *_JAVA_FLAGS, f"-Xmx{self._heap_mb}m", "-cp", f"{jars}/*"], lock_fd)
+                self._start_on_free_ports([java, *JAVA_FLAGS, f"-Xmx{self._heap_mb}m", "-cp", f"{jars}/*"], lock_fd)
         except OSError as error:
             self.stop()
             raise self._folder_error(error) from error

@@ -13,6 +13,7 @@ from tallygate.schemas.journal import (
     Alert,
     BudgetRow,
     Cause,
+    CountedEvents,
     DecisionRecord,
     GrantRow,
     HoldRow,
@@ -150,6 +151,7 @@ class AccountDraft:
         "budgets",
         "burn",
         "causes",
+        "counted",
         "customer",
         "decisions",
         "deltas",
@@ -193,6 +195,7 @@ class AccountDraft:
         self.deltas: list[UsageDelta] = []
         self.seen: list[Seen] = []
         self.alerts: list[Alert] = []
+        self.counted: list[tuple[CountedEvents, list[bytes]]] = []  # each with its events' digests
 
     @property
     def subscription(self) -> SubscriptionRow | None:

@@ -18,6 +18,8 @@ DEAD_LETTERS: Final = "tallygate.dead-letters.v1"
 DECISIONS: Final = "tallygate.decisions.v1"
 POSTINGS: Final = "tallygate.postings.v1"
 ALERTS: Final = "tallygate.alerts.v1"
+KEYS: Final = "tallygate.keys.v1"
+AUDIT: Final = "tallygate.audit.v1"
 REPLIES_PREFIX: Final = "tallygate.replies."
 
 #: What a reply topic may be called, unless the operator lists others.
@@ -100,6 +102,8 @@ def topic_specs(partitions: int = PARTITIONS_DEFAULT, services: tuple[str, ...] 
         TopicSpec(DECISIONS, partitions, {"retention.ms": str(7 * DAY_MS), **large}),
         TopicSpec(POSTINGS, partitions, {"retention.ms": str(7 * DAY_MS)}),
         TopicSpec(ALERTS, partitions, {"retention.ms": str(30 * DAY_MS)}),
+        TopicSpec(KEYS, 1, {"cleanup.policy": "compact"}),
+        TopicSpec(AUDIT, 1, {"retention.ms": "-1", **large}),
     ]
     specs += [TopicSpec(reply_topic(s), REPLY_PARTITIONS, {"retention.ms": str(HOUR_MS)}) for s in services]
     return specs

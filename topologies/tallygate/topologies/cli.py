@@ -5,7 +5,17 @@ from typing import Annotated, Final
 
 import typer
 
-from tallygate.topologies import cli_admin, cli_catalog, cli_data, cli_ledger, cli_money, cli_run, cli_simulate
+from tallygate.topologies import (
+    cli_admin,
+    cli_bench,
+    cli_catalog,
+    cli_data,
+    cli_keys,
+    cli_ledger,
+    cli_money,
+    cli_run,
+    cli_simulate,
+)
 from tallygate.topologies.exits import MEANINGS, Exit, explain
 
 _HELP: Final = (
@@ -22,10 +32,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_HELP,
 )
-for group in (cli_run.app, cli_admin.app, cli_money.app, cli_data.app, cli_simulate.app):
+for group in (cli_run.app, cli_admin.app, cli_money.app, cli_data.app, cli_keys.audit_app, cli_simulate.app):
     app.add_typer(group)
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
+app.add_typer(cli_keys.app, name="keys", rich_help_panel="Running it")
 app.add_typer(cli_ledger.app, name="ledger", rich_help_panel="Data")
+app.add_typer(cli_bench.app, name="bench", rich_help_panel="Running it")
 
 _TRACEBACK: Final = "--traceback"
 

@@ -75,6 +75,18 @@ class Settings(BaseSettings):
     )
     sql_address: str = Field(default="127.0.0.1:9466", description="where the sink answers `tallygate sql`")
     metrics_address: str = Field(default="127.0.0.1:9464", description="where Prometheus reads a worker's metrics")
+    gateway_address: str = Field(default="127.0.0.1:8086", description="where the gateway answers HTTP")
+    gateway_metrics_address: str = Field(
+        default="127.0.0.1:9467", description="where Prometheus reads the gateway's metrics"
+    )
+    gateway_tls_cert: Path | None = Field(default=None, description="the gateway's certificate chain, a PEM file: TLS")
+    gateway_tls_key: Path | None = Field(default=None, description="the certificate's private key, a PEM file")
+    gateway_timeout_ms: int = Field(
+        default=5_000, ge=50, le=60_000, description="how long the gateway waits for a worker's answer, and for Kafka"
+    )
+    gateway_calls_per_second: int = Field(
+        default=1_000, ge=0, le=1_000_000, description="of each API key without a limit of its own; 0: any number"
+    )
 
     @field_validator("kafka_config", mode="before")
     @classmethod
@@ -119,7 +131,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{unknown[0]!r} is not relayed: choose among {', '.join(RELAYED)}")
         return value
 
-    @field_validator("sql_address", "metrics_address")
+    @field_validator("sql_address", "metrics_address", "gateway_address", "gateway_metrics_address")
     @classmethod
     def _address(cls, value: str) -> str:
         if value:
@@ -133,6 +145,13 @@ class Settings(BaseSettings):
                 f"{ENV_PREFIX}TICK_MS: {self.tick_ms} is more than a quarter of the session time-out of "
                 f"{self.session_timeout_ms} ms: an owner must read its journal well within that time"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _both_of_tls(self) -> Self:
+        if (self.gateway_tls_cert is None) != (self.gateway_tls_key is None):
+            missing = "CERT" if self.gateway_tls_cert is None else "KEY"
+            raise ValueError(f"{ENV_PREFIX}GATEWAY_TLS_{missing}: TLS needs the certificate and its key, both")
         return self
 
     @property
