@@ -8,20 +8,24 @@ between is the machine's.
 import argparse
 import json
 import os
+import pickle
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from chaos.audit import gather, until_applied
-from chaos.fleet import Fleet
+from chaos.evidence import Evidence
+from chaos.fleet import SESSION_MS, Fleet
 from chaos.load import CATALOG, SERVICE, Load, customers_of
 from chaos.oracle import judge, percentiles, takeovers
-from chaos.plan import OTHERS, Fault, plan
+from chaos.plan import OTHERS, plan
 from chaos.story import Story
 from tallygate.connectors.kafka_admin import declare_topics
 from tallygate.connectors.kafka_local import LocalKafkaError
@@ -32,36 +36,38 @@ _SHOWN = 10
 _PATIENCE_SECONDS = 180.0
 
 
-def main() -> int:
-    options = _options()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
     out = Console(stderr=True)
-    faults = plan(options.kills, options.seed, options.workers, options.faults)
+    if options.judge:
+        return conclude(*pickle.loads(options.judge.read_bytes()), options, out)
     folder = Path(tempfile.mkdtemp(prefix="tallygate-chaos-"))
     try:
-        result, clean = run(options, faults, folder, out)
+        evidence, facts = run(options, folder, out)
     except LocalKafkaError as error:
         out.print(f"chaos: {error}")
         return 3
-    if clean and not options.keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
+    if options.evidence:
+        options.evidence.write_bytes(pickle.dumps((evidence, facts)))
+    code = conclude(evidence, facts, options, out)
+    if code or options.keep:
         out.print(f"logs and tables are kept in {folder}")
-    line = json.dumps(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(line)
-    return 0 if clean else 1
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
-def run(options: argparse.Namespace, faults: list[Fault], folder: Path, out: Console) -> tuple[dict[str, Any], bool]:
+def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Evidence, dict[str, Any]]:
+    """Everything started, the plan carried out, everything ended: what was seen, and under which conditions."""
     began, load_before = time.monotonic(), os.getloadavg()
+    faults = plan(options.kills, options.seed, options.workers, options.faults)
     kinds = {fault.kind for fault in faults}
 
     def say(line: str) -> None:
         out.print(f"[dim]{time.monotonic() - began:7.1f} s[/dim]  {line}", highlight=False)
 
-    fleet = Fleet(folder, options.workers, server="clickhouse_away" in kinds, small_disk="disk_full" in kinds, say=say)
-    with fleet:
+    server, small_disk = "clickhouse_away" in kinds, "disk_full" in kinds
+    with Fleet(folder, options.workers, server=server, small_disk=small_disk, say=say) as fleet:
         brokers = fleet.broker.bootstrap
         declare_topics({"bootstrap.servers": brokers}, topic_specs(options.partitions))
         await_leaders(brokers)
@@ -75,35 +81,19 @@ def run(options: argparse.Namespace, faults: list[Fault], folder: Path, out: Con
         say("the load ends; what was asked is waited for")
         load.finish(_PATIENCE_SECONDS)
         until_applied(brokers, options.partitions, _PATIENCE_SECONDS)
-        say("reading the journal, the answers and ClickHouse")
+        say("the journal, the answers and ClickHouse are read")
         evidence = gather(fleet, options.partitions, SERVICE, load.record)
-    findings = judge(evidence)
-    for name, found in vars(findings).items():
-        for line in found[:_SHOWN]:
-            out.print(f"[red]{name}[/red]: {line}", highlight=False, markup=True)
-    troubles = [*load.record.troubles, *story.not_recovered, *fleet.troubles]
-    for line in troubles:
-        out.print(f"trouble: {line}", highlight=False, markup=False)
-    result = {
-        "events": len(evidence.record.events),
-        "requests": len(evidence.record.asked),
-        "kills": len(evidence.killed),
-        "pauses": story.done["pause"],
-        **findings.counts(),
-        **percentiles(takeovers(evidence)),
-        "troubles": len(troubles),
+    evidence.troubles = [*load.record.troubles, *story.not_recovered, *fleet.troubles]
+    facts = {
         "seed": options.seed,
+        "commit": _commit(),
+        "session_timeout_ms": SESSION_MS,
         "planned_kills": options.kills,
         "kill_points": dict(sorted(story.points.items())),
         "faults": dict(sorted(story.done.items())),
         "broker_restarts": fleet.broker_restarts,
         "sink_ends": sum(len(sink.lives) for sink in fleet.sinks),
         "worker_ends_by_code": fleet.exits(),
-        "poison": len(evidence.record.poison),
-        "answers": len(evidence.replies),
-        "journal_transitions": len(evidence.journal.transitions),
-        "journal_stale_records": evidence.journal.stale,
-        "terms": sum(len(terms) for terms in evidence.journal.opened.values()),
         "workers": options.workers,
         "partitions": options.partitions,
         "disk": fleet.disk,
@@ -112,10 +102,45 @@ def run(options: argparse.Namespace, faults: list[Fault], folder: Path, out: Con
         "load_average_before": round(load_before[0], 1),
         "load_average_after": round(os.getloadavg()[0], 1),
     }
-    return result, findings.clean and not troubles
+    return evidence, facts
 
 
-def _options() -> argparse.Namespace:
+def conclude(evidence: Evidence, facts: dict[str, Any], options: argparse.Namespace, out: Console) -> int:
+    """Shows what is wrong, prints the line, and gives the exit code."""
+    findings = judge(evidence)
+    shown = {**vars(findings), "trouble": evidence.troubles}
+    for name, found in shown.items():
+        for line in found[:_SHOWN]:
+            out.print(f"{name}: {line}", highlight=False, markup=False)
+    result = {
+        "events": len(evidence.record.events),
+        "requests": len(evidence.record.asked),
+        "kills": len(evidence.killed),
+        "pauses": facts["faults"].get("pause", 0),
+        **findings.counts(),
+        **percentiles(takeovers(evidence)),
+        "troubles": len(evidence.troubles),
+        "answers": len(evidence.replies),
+        "poison": len(evidence.record.poison),
+        "journal_transitions": len(evidence.journal.transitions),
+        "journal_stale_records": evidence.journal.stale,
+        "terms": sum(len(terms) for terms in evidence.journal.opened.values()),
+        **facts,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0 if findings.clean and not evidence.troubles else 1
+
+
+def _commit() -> str:
+    ran = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return ran.stdout.strip()
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="how many kill -9 of workers are planned")
     parser.add_argument("--seed", type=int, default=1)
@@ -123,6 +148,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--pause", type=float, default=1.0, help="seconds that a caller rests between two flows")
     parser.add_argument("--away", type=float, default=60.0, help="seconds that ClickHouse is away")
+    parser.add_argument("--evidence", type=Path, metavar="FILE", help="keep there what the oracles were given")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="run nothing: judge what --evidence has kept")
     parser.add_argument("--keep", action="store_true", help="keep logs and tables in any case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here, too")
     parser.add_argument(
@@ -131,7 +158,7 @@ def _options() -> argparse.Namespace:
         default=tuple(OTHERS),
         help=f"what else goes wrong, with commas: {', '.join(OTHERS)}; all of it by default",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.faults) - set(OTHERS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     return options

@@ -95,6 +95,9 @@ class Evidence:
     books: list[Books]
     killed: list[Killed] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)  # what `tallygate ledger verify` found
+    troubles: list[str] = field(
+        default_factory=list
+    )  # what went otherwise than it should without being one of the five
 
 
 def topic_records(brokers: str, topic: str) -> Iterator[Raw]:

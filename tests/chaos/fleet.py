@@ -167,12 +167,13 @@ class Fleet:
         assert producer.flush(30) == 0
 
     def stop_all(self) -> None:
-        """In order. Who runs must end with 0, and says so when it does not."""
-        for each in (*self.workers, *self.joiners, *self.sinks):
-            running = each.running
-            code = each.stop()
-            if running and code:
-                self.troubles.append(f"{each.name} was told to end, and ended with {code}")
+        """In order: the workers at once, then the sinks. Whoever runs must end with 0."""
+        for group in ((*self.workers, *self.joiners), self.sinks):
+            for each in group:
+                each.hold()
+            for each in [each for each in group if each.send(signal.SIGTERM)]:
+                if code := each.stopped():
+                    self.troubles.append(f"{each.name} was told to end, and ended with {code}: {each.said()[-300:]}")
 
     def killed(self) -> list[Killed]:
         """Every life of a worker that was ended by SIGKILL."""

@@ -8,6 +8,8 @@ from typing import Final
 #: Ways to kill a worker, those that need no rebalance to be met first.
 WORK_POINTS: Final = ("appended", "read_back", "table_written", "answered", "dead_lettered")
 OPEN_POINTS: Final = ("recovering", "opened")
+#: What a worker passes so seldom that the first time must do.
+SELDOM: Final = (*OPEN_POINTS, "dead_lettered")
 RANDOM: Final = "random"
 REBALANCE: Final = "rebalance"
 KILLS: Final = (*WORK_POINTS, RANDOM, *OPEN_POINTS, RANDOM, REBALANCE)
@@ -47,7 +49,8 @@ class Fault:
 def plan(kills: int, seed: int, workers: int, others: Sequence[str] = tuple(OTHERS)) -> list[Fault]:
     """So many kills, the named other faults among them."""
     chance = random.Random(seed)
-    wanted = [("kill", KILLS[number % len(KILLS)]) for number in range(kills)]
+    ways = [point for _ in range(0, kills, len(KILLS)) for point in chance.sample(KILLS, len(KILLS))]
+    wanted = [("kill", point) for point in ways[:kills]]
     for kind in others:
         wanted += [(kind, "")] * max(1, OTHERS[kind] * kills // 100)
     chance.shuffle(wanted)
@@ -57,7 +60,7 @@ def plan(kills: int, seed: int, workers: int, others: Sequence[str] = tuple(OTHE
             chance.randrange(workers),
             chance.uniform(0.2, 1.5),
             point,
-            1 if point in OPEN_POINTS else chance.randint(1, 6),
+            1 if point in SELDOM else chance.randint(1, 6),
             chance.random() < _HASTY,
         )
         for kind, point in wanted

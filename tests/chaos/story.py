@@ -67,18 +67,28 @@ class Story:
         if fault.point == RANDOM:
             self._kill_now(worker)
         elif fault.point == REBALANCE:
-            joiner = self._fleet.join()
-            self._until(lambda: "worker is ready" in joiner.said(), _DIES_SECONDS)
-            time.sleep(self._chance.uniform(0, 0.5))  # somewhere between its joining and the last opening
-            self._kill_now(worker)
-            self._part(joiner)
+            self._kill_in_rebalance(worker)
         elif fault.point in OPEN_POINTS:
+            worker.hold()  # a life that is ending must not take the order for its own
+            if worker.send(signal.SIGTERM):
+                worker.stopped()
             worker.crash_at(fault.point, fault.passes)
-            self._await_end(worker, lambda: worker.send(signal.SIGTERM))
+            worker.let_go()
             self._await_death(worker)
         else:
             worker.crash_at(fault.point, fault.passes)
             self._await_death(worker)
+
+    def _kill_in_rebalance(self, worker: Worker) -> None:
+        """One joins; the worker dies while it opens what it is given anew, or at any moment around that."""
+        if self._chance.random() < 0.5:
+            worker.crash_at(self._chance.choice(OPEN_POINTS), 1)
+        joiner = self._fleet.join()
+        self._until(lambda: "worker is ready" in joiner.said(), _DIES_SECONDS)
+        time.sleep(self._chance.uniform(0, 0.5))
+        worker.forget_crash()
+        self._kill_now(worker)
+        self._part(joiner)
 
     def _kill_now(self, worker: Supervised) -> None:
         """Kills the life that runs, once one does."""

@@ -82,15 +82,17 @@ class Supervised:
     def kill(self) -> bool:
         return self.send(signal.SIGKILL)
 
-    def stop(self) -> int:
-        """Ends the process in order and keeps it from coming back; its exit code."""
+    def stop(self) -> int | None:
+        """Ends the process in order and keeps it from coming back; its exit code, None where none runs."""
         self.hold()
-        ended = len(self.lives)
-        if not self.send(signal.SIGTERM):
-            return self.lives[-1].code if self.lives else 0
-        if not self.wait_ended(ended, _STOP_SECONDS):
-            raise TimeoutError(f"{self.name} did not end within {_STOP_SECONDS:g} s of SIGTERM: {self.log_path}")
-        return self.lives[-1].code
+        return self.stopped() if self.send(signal.SIGTERM) else None
+
+    def stopped(self) -> int:
+        """Its exit code, after it was told to end. Raises TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self.running, _STOP_SECONDS):
+                raise TimeoutError(f"{self.name} did not end within {_STOP_SECONDS:g} s of SIGTERM: {self.log_path}")
+            return self.lives[-1].code
 
     def hold(self) -> None:
         """From now on it is not started again."""
