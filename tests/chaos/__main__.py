@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         out.print(f"[dim]{time.monotonic() - began:7.1f} s[/dim]  {line}", highlight=False)
 
     server, small_disk = "clickhouse_away" in kinds, "disk_full" in kinds
-    with Fleet(folder, options.workers, server=server, small_disk=small_disk, say=say) as fleet:
+    with Fleet(folder, options.workers, nodes=options.nodes, server=server, small_disk=small_disk, say=say) as fleet:
         brokers = fleet.broker.bootstrap
         declare_topics({"bootstrap.servers": brokers}, topic_specs(options.partitions))
         await_leaders(brokers)
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         until_applied(brokers, options.partitions, _PATIENCE_SECONDS)
         say("the journal, the answers and ClickHouse are read")
         evidence = gather(fleet, options.partitions, SERVICE, load.record)
-    evidence.troubles = [*load.record.troubles, *story.not_recovered, *fleet.troubles]
+    evidence.troubles = [*load.record.troubles, *story.troubles, *fleet.troubles]
     facts = {
         "seed": options.seed,
         "commit": _commit(),
@@ -97,6 +97,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         "worker_ends_by_code": fleet.exits(),
         "workers": options.workers,
         "partitions": options.partitions,
+        "brokers": options.nodes,
         "disk": fleet.disk,
         "seconds": round(time.monotonic() - began),
         "cores": os.cpu_count(),
@@ -146,6 +147,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20, help="how many kill -9 of workers are planned")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument(
+        "--nodes", type=int, choices=(1, 3), default=1, help="how many brokers; of three the leader is killed"
+    )
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--pause", type=float, default=1.0, help="seconds that a caller rests between two flows")
     parser.add_argument("--away", type=float, default=60.0, help="seconds that ClickHouse is away")

@@ -21,10 +21,11 @@ from confluent_kafka import Producer
 
 from chaos.evidence import Killed
 from chaos.supervised import Supervised
+from kafka_cluster import KafkaCluster
 from sink_world import ClickHouseServer
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas.catalog import Catalog, catalog_key, encode_catalog
-from tallygate.schemas.topics import CATALOG
+from tallygate.schemas.topics import CATALOG, JOURNAL
 from tallygate.topologies.settings import Settings, load_settings
 
 SESSION_MS: Final = 6_000
@@ -100,7 +101,7 @@ class Fleet:
     """`with Fleet(folder, workers, partitions, server=True) as fleet:`; nothing of it is left afterwards."""
 
     def __init__(
-        self, folder: Path, workers: int, *, server: bool, small_disk: bool, say: Callable[[str], None]
+        self, folder: Path, workers: int, *, nodes: int, server: bool, small_disk: bool, say: Callable[[str], None]
     ) -> None:
         self._folder = folder
         self._number = workers
@@ -108,7 +109,7 @@ class Fleet:
         self._server_wanted = server
         self._disk_wanted = small_disk
         self.server: ClickHouseServer | None = None
-        self.broker = LocalKafka(folder / "kafka", on_progress=say)
+        self.broker = KafkaCluster(folder) if nodes > 1 else LocalKafka(folder / "kafka", on_progress=say)
         self.workers: list[Worker] = []
         self.joiners: list[Worker] = []
         self.sinks: list[Sink] = []
@@ -156,10 +157,18 @@ class Fleet:
         self.joiners.append(self._worker(f"joiner-{len(self.joiners)}", lasting=False))
         return self.joiners[-1]
 
-    def restart_broker(self) -> None:
-        self.broker.kill()
-        self.broker.start()
+    def kill_broker(self, partition: int, meanwhile: Callable[[], None]) -> None:
+        """Kills the broker (of three: the leader of this partition of the journal) and starts it again after that."""
         self.broker_restarts += 1
+        if isinstance(self.broker, LocalKafka):
+            self.broker.kill()
+            self.broker.start()
+            return
+        leader = self.broker.leaders(JOURNAL)[partition]
+        self.broker.kill(leader)
+        meanwhile()
+        self.broker.start_again(leader)
+        self.broker.await_copies(JOURNAL)
 
     def publish(self, catalog: Catalog) -> None:
         producer = Producer({"bootstrap.servers": self.broker.bootstrap})

@@ -107,7 +107,7 @@ class Load:
         self.record = Record()
         self._brokers = brokers
         self._customers = customers
-        self._partitions = partitions
+        self.partitions = partitions
         self._seed = seed
         self._pause_seconds = pause_seconds
         self._ending = threading.Event()
@@ -137,7 +137,7 @@ class Load:
         return [number for number, at in self._asked_at.items() if at < since]
 
     def note_answered(self, customer: str, asked_at: float) -> None:
-        home = partition_of(customer, self._partitions)
+        home = partition_of(customer, self.partitions)
         self._asked_at[home] = max(self._asked_at[home], asked_at)
 
     def _runs(self) -> list[Callable[[], None]]:
@@ -237,15 +237,15 @@ class Load:
         event = '{"specversion":"1.0","id":"%s","source":"t","type":"llm.call","subject":"%s","data":{"tokens":%s}}'
         for number in range(10**9):
             customer = chance.choice(self._customers)
-            home = partition_of(customer, self._partitions)
-            here = chance.randrange(self._partitions)
+            home = partition_of(customer, self.partitions)
+            here = chance.randrange(self.partitions)
             kinds: tuple[tuple[str, bytes | None, int], ...] = (
                 (USAGE, b"{", here),
                 (USAGE, None, here),
                 (USAGE, chance.randbytes(40), here),
                 (USAGE, (event % (f"p{number}", customer, -1)).encode(), home),
                 (USAGE, (event % (f"p{number}", customer, '"NaN"')).encode(), home),
-                (USAGE, (event % (f"p{number}", customer, 1)).encode(), (home + 1) % self._partitions),
+                (USAGE, (event % (f"p{number}", customer, 1)).encode(), (home + 1) % self.partitions),
                 (USAGE, (event % (f"p{number}", "", 1)).encode(), here),
                 (REQUESTS, b"[]", here),
                 (REQUESTS, b'{"type":"tallygate.fly.v1","id":"p%d","customer":"x"}' % number, here),

@@ -27,8 +27,8 @@ OTHERS: Final = {
     "rebalance_storm": 3,
     "restarted_in_order": 4,
 }
-#: In how many of ten kills the next fault does not wait until this one is over.
-_HASTY: Final = 0.25
+#: The share of faults after which the next one does not wait until this one is over.
+_HASTY: Final = 0.5
 
 
 @dataclass(frozen=True)

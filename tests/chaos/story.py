@@ -34,7 +34,7 @@ class Story:
         self._away: threading.Thread | None = None
         self.done: Counter[str] = Counter()
         self.points: Counter[str] = Counter()
-        self.not_recovered: list[str] = []
+        self.troubles: list[str] = []
 
     def run(self, faults: list[Fault]) -> None:
         for number, fault in enumerate(faults, 1):
@@ -56,9 +56,13 @@ class Story:
         until = time.monotonic() + _RECOVERS_SECONDS
         while missing := self._load.silent(since):
             if time.monotonic() > until:
-                self.not_recovered.append(f"{_RECOVERS_SECONDS:g} s after {what} no answer from partitions {missing}")
+                self._complain(f"{_RECOVERS_SECONDS:g} s after {what} no answer from partitions {missing}")
                 return
             time.sleep(0.1)
+
+    def _complain(self, trouble: str) -> None:
+        self._say(trouble)
+        self.troubles.append(trouble)
 
     # The faults
 
@@ -113,12 +117,13 @@ class Story:
             worker.send(signal.SIGCONT)
 
     def _broker_killed(self, worker: Worker, fault: Fault) -> None:
-        self._fleet.restart_broker()
+        partition = self._chance.randrange(self._load.partitions)
+        self._fleet.kill_broker(partition, lambda: self._recover("a broker of three was killed"))
 
     def _sink_killed_in_insert(self, worker: Worker, fault: Fault) -> None:
         sink = self._chance.choice(self._fleet.sinks)
         if not self._await_end(sink, lambda: sink.crash_in_insert(self._chance.uniform(0, 0.02))):
-            self.not_recovered.append(f"{sink.name} made no insert within {_DIES_SECONDS:g} s")
+            self._complain(f"{sink.name} made no insert within {_DIES_SECONDS:g} s")
 
     def _sink_killed(self, worker: Worker, fault: Fault) -> None:
         self._chance.choice(self._fleet.sinks).kill()
@@ -145,7 +150,7 @@ class Story:
         ballast = worker.data / "ballast"
         tmpfs = self._fleet.disk.startswith("tmpfs")
         if not self._await_end(worker, lambda: fill(ballast) if tmpfs else limit_files(worker.pid, 1024)):
-            self.not_recovered.append(f"{worker.name} went on for {_DIES_SECONDS:g} s on a full disk")
+            self._complain(f"{worker.name} went on for {_DIES_SECONDS:g} s on a full disk")
         time.sleep(self._chance.uniform(0, 2))  # it finds the disk full when it starts again, too
         ballast.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -84,8 +84,10 @@ def prepare(folder: Path) -> None:
         raise LocalKafkaError(disk_full(folder))
 
 
-def write_config(folder: Path, port: int, controller_port: int) -> None:
-    (folder / "server.properties").write_text(_SERVER.format(port=port, controller_port=controller_port))
+def write_config(folder: Path, port: int, controller_port: int, properties: Mapping[str, str] = {}) -> None:
+    """`properties` win over ours."""
+    more = "".join(f"{name}={value}\n" for name, value in properties.items())
+    (folder / "server.properties").write_text(_SERVER.format(port=port, controller_port=controller_port) + more)
     (folder / "log4j2.properties").write_text(_LOGGING)
 
 
