@@ -9,15 +9,18 @@ ROW = row_key("acme", "pool", "credits")
 
 
 def verdicts(story: str, term: int = 0, seq: int = 0) -> tuple[str, Fence]:
-    """`o3` is an open record of term 3, `3.1` a row of term 3, sequence 1; `o`, `a`, `s` answer for each."""
+    """`o3` is an open record of term 3, `3.1` a row of term 3, sequence 1, `p3.1` the partition row that ends it.
+
+    `o`, `a`, `s` answer for each.
+    """
     fence = Fence(term, seq)
     found = []
     for step in story.split():
         if step.startswith("o"):
             verdict = fence.judge(int(step[1:]), 0, OPEN_KEY)
         else:
-            at, number = step.split(".")
-            verdict = fence.judge(int(at), int(number), ROW)
+            at, number = step.removeprefix("p").split(".")
+            verdict = fence.judge(int(at), int(number), PARTITION_KEY if step.startswith("p") else ROW)
         found.append(verdict.name[0].lower())
     return " ".join(found), fence
 
@@ -37,7 +40,8 @@ def verdicts(story: str, term: int = 0, seq: int = 0) -> tuple[str, Fence]:
         pytest.param("1.3 3.1 2.9 o3", "a a s s", id="rows of a term fence lower ones without its open record"),
         pytest.param("o1 1.4 1.9", "o a a", id="compaction took sequences out of the middle"),
         pytest.param("o1 1.1 1.2 1.1", "o a a s", id="a batch appended again after the next one is stale"),
-        pytest.param("o1 1.1 1.1", "o a a", id="a batch appended again at once is read as its own rest"),
+        pytest.param("o1 1.1 1.1", "o a a", id="a batch without its end, appended again, is read as its own rest"),
+        pytest.param("o1 1.1 p1.1 1.1 p1.1 1.2", "o a a s s a", id="a whole batch appended again at once is stale"),
         pytest.param("o1 1.1 o2 1.2 o3 1.3 2.1 3.1", "o a o s o s s a", id="two former owners wake up late"),
     ],
 )
@@ -73,4 +77,4 @@ def test_opening_starts_the_sequence_at_nought() -> None:
 def test_only_the_open_key_opens(key: bytes) -> None:
     fence = Fence(1, 4)
     assert fence.judge(2, 1, key) is Verdict.ACCEPTED
-    assert (fence.term, fence.seq) == (2, 1)
+    assert (fence.term, fence.seq) == (2, 2 if key == PARTITION_KEY else 1)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from owner_world import CATALOG, START_MS, Crash, Life, MemoryTable, Task, World, run
-from tallygate.pipeline.replay import forgotten_range
+from tallygate.pipeline.replay import due_range, forgotten_range
+from tallygate.pipeline.rules import Rules
 from tallygate.schemas import topics
 from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, PARTITION_KEY, entry_key, row_key
 from tallygate.schemas.reasons import Reason
@@ -16,7 +17,7 @@ from tallygate.schemas.requests import Balance, Check, GiveGrant, Release, Reser
 from tallygate.topologies.follower import Follower, term_of
 from tallygate.topologies.inbox import StepLimits
 from tallygate.topologies.owner import OwnerLimits
-from tallygate.topologies.ports import AppendUnknown, CrashPoint, Fenced
+from tallygate.topologies.ports import AppendUnknown, CrashPoint, Fenced, OwnershipLost
 
 GRANT = GiveGrant(id="g1", customer="acme", amount=Decimal(500))
 
@@ -402,6 +403,69 @@ def test_a_table_that_cannot_be_resumed_is_built_anew(
     assert why in life.table.wiped[0]
     assert figure(again, "table_rebuilds_total") == 1
     assert again.table.rows == Life(world, "c").opened().table.rows
+
+
+def test_a_wake_up_whose_move_compaction_took_holds_no_tick_up() -> None:
+    """The table knows an account's first instant, and not the row that moved it: that was compacted meanwhile."""
+    world = World()
+    life = Life(world, "a").opened().offer(world.ask(GRANT, reserve("r1"))).work()
+    old = MemoryTable()
+    old.rows, old.position = dict(life.table.rows), life.table.position
+    sooner = Reserve(id="r2", customer="acme", feature="llm", credits=Decimal(1), ttl_seconds=30)
+    life.offer(world.ask(sooner, Release(id="x1", customer="acme", hold="r1"))).work()
+    world.now_ms += 31_000
+    life.step()
+    life.offer(world.ask(GiveGrant(id="g2", customer="b", amount=Decimal(9)))).work()
+    life.offer(world.ask(Reserve(id="r3", customer="b", feature="llm", credits=Decimal(1)))).work()
+    account = row_key("acme", "account")
+    moves = [r.offset for r in world.log if r.key == account and r.offset >= old.position.offset]
+    assert len(moves) == 2
+    world.log[moves[0]] = gone(world.log[moves[0]])
+    resumed = Life(world, "b", old, rules=Rules(due_per_tick_max=1)).opened()
+    for _ in range(3):
+        world.now_ms += 301_000
+        resumed.step()
+    assert old.get(row_key("b", "hold", "r3")) is None
+    assert old.scan(*due_range(world.now_ms)) == []
+
+
+def gone(record: Record) -> Record:
+    """What a test puts in place of a record that compaction took: the world's log has no holes."""
+    return Record(record.topic, 0, record.offset, record.timestamp_ms, b"\0filler", b"{}", record.headers)
+
+
+@pytest.mark.parametrize("clock_ms", [0, -8 * topics.DAY_MS])
+def test_a_table_is_not_resumed_past_tombstones_by_a_wrong_clock_either(clock_ms: int) -> None:
+    world = World()
+    life = Life(world, "a").opened()
+    busy(world, life)
+    world.now_ms += 8 * topics.DAY_MS
+    Life(world, "b").opened().step()
+    again = Life(world, "c", life.table)
+    again.wall_ms = lambda: world.now_ms + clock_ms  # type: ignore[method-assign]
+    if clock_ms:
+        with pytest.raises(OwnershipLost, match="tombstones"):
+            again.opened()
+    else:
+        again.opened()
+    assert len(life.table.wiped) == 1
+
+
+def test_an_opening_that_slept_for_days_begins_anew() -> None:
+    world = World()
+    busy(world, Life(world, "a").opened())
+    for awaits in range(1, 30):
+        life = Life(world, "b")
+        opening = Task(life.owner.open())
+        for _ in range(awaits):
+            opening.ended or opening.once()
+        if opening.ended:
+            break
+        world.now_ms += 8 * topics.DAY_MS
+        with pytest.raises(OwnershipLost, match="tombstones"):
+            opening.run()
+        assert not life.table.rows
+    assert opening.ended
 
 
 def test_a_clock_ahead_does_not_make_a_table_look_younger() -> None:

@@ -144,6 +144,7 @@ def replay(
                         f"is {brokers} there?"
                     )
                 continue
+            before = start
             for message in [first, *consumer.consume(4095, 0)]:
                 error = message.error()
                 if error is not None:
@@ -158,7 +159,8 @@ def replay(
                 if offset >= start:
                     yield record_of(partition, message)
                     start = offset + 1
-                    due = time.monotonic() + patience_seconds
+            if start > before:
+                due = time.monotonic() + patience_seconds
             if start >= end:
                 return
     finally:

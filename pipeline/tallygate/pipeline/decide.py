@@ -9,10 +9,10 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import commands, grants, holds, reservations, usage
+from tallygate.pipeline import batches, commands, grants, holds, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
-from tallygate.pipeline.replay import due_customer, due_range
+from tallygate.pipeline.replay import due_customer, due_instant, due_range
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import (
@@ -24,6 +24,7 @@ from tallygate.pipeline.transition import (
     Tick,
     Transition,
     UsageInput,
+    UsageRunInput,
 )
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import (
@@ -34,6 +35,7 @@ from tallygate.schemas.journal import (
     PoolBalance,
     encode_record,
     entry_key,
+    producer_key,
     row_key,
 )
 from tallygate.schemas.reasons import Refused
@@ -56,6 +58,9 @@ def decide(
             case UsageInput():
                 draft.meet(each.source)
                 _usage(draft, each)
+                reads_only = False
+            case UsageRunInput():
+                _run(draft, each)
                 reads_only = False
             case RefusedInput():
                 draft.meet(each.source)
@@ -98,7 +103,11 @@ def _happen(draft: Draft, account: AccountDraft, at: int) -> None:
 def _tick(draft: Draft) -> None:
     begin, end = due_range(draft.stream_at)
     for key, _ in draft.state.rows.scan(begin, end, draft.rules.due_per_tick_max):
-        advanced(draft, due_customer(key))
+        account = advanced(draft, due_customer(key))
+        if account.row is not None and account.row.due_at != due_instant(key):
+            # The table was resumed and did not see every move of the account: compaction had taken some by then.
+            account.row = replace(account.row, was_due_at=due_instant(key))
+    batches.forget_idle(draft)
 
 
 def _refused(draft: Draft, each: RefusedInput) -> None:
@@ -120,6 +129,22 @@ def _usage(draft: Draft, each: UsageInput) -> None:
         usage.take(draft, advanced(draft, one.event.subject), one, each.source)
 
 
+def _run(draft: Draft, each: UsageRunInput) -> None:
+    """Count some customers of a run of batches; it is applied with the last of them."""
+    assert each.catalog == draft.tariff.version, "groups are made under the catalog that they are counted under"
+    assert each.source.offset > draft.applied.get(each.source.topic, -1), f"{each.source} is applied already"
+    draft.stream_at = max(draft.stream_at, each.source.at)
+    if each.first:
+        assert draft.run is None, "one run at a time"
+        batches.begin(draft, each)
+    else:
+        assert draft.run is not None
+        assert draft.run.upto == each.source.offset, f"the run under way is another: {draft.run}"
+    for customer, groups in each.customers:
+        batches.count(draft, advanced(draft, customer), groups, each)
+    batches.end(draft, each)
+
+
 def _finish(draft: Draft, reads_only: bool) -> Transition:
     for account in draft.accounts.values():
         _file_due(account, draft.stream_at)
@@ -129,7 +154,9 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
     records: list[tuple[bytes, bytes | None]] = []
     for account in accounts:
         records.extend(_records(account, draft))
-    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version)
+    for producer, at in draft.producers.items():
+        records.append((producer_key(producer), None if at is None else encode_record(at)))
+    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version, draft.run)
     records.append((PARTITION_KEY, encode_record(row)))
     return Transition(
         records=tuple(records),

@@ -12,7 +12,7 @@ from tallygate.pipeline.transition import DeadLetter, Outcome, Reply, RequestInp
 from tallygate.schemas.amounts import AmountError, quantity_nanos
 from tallygate.schemas.answers import Answer, encode_answer
 from tallygate.schemas.instants import format_instant
-from tallygate.schemas.journal import Cause, Seen
+from tallygate.schemas.journal import Cause, ProducerRow, Seen
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.requests import OPS
 
@@ -26,7 +26,9 @@ class Draft:
         self.rules = rules
         self.stream_at = state.row.stream_at
         self.applied = dict(state.row.applied)
+        self.run = state.row.run
         self.accounts: dict[str, AccountDraft] = {}
+        self.producers: dict[str, ProducerRow | None] = {}
         self.replies: list[Reply] = []
         self.dead_letters: list[DeadLetter] = []
         self.outcomes: list[Outcome] = []

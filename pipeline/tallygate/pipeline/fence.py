@@ -3,11 +3,13 @@
 An *open* record with a higher term fences every lower term; whatever a former owner appends later is stale and dropped.
 Terms need not be consecutive for a reader: compaction may have removed the open record of a term whose rows survive.
 That is safe because nobody writes under a term before having read its own open record back as the first of that term.
+
+A batch ends with the partition row; the same batch once more behind it is stale, so nothing in it counts twice.
 """
 
 from enum import Enum, auto
 
-from tallygate.schemas.journal import OPEN_KEY
+from tallygate.schemas.journal import OPEN_KEY, PARTITION_KEY
 
 
 class Verdict(Enum):
@@ -17,7 +19,7 @@ class Verdict(Enum):
 
 
 class Fence:
-    """Where one reader stands: the term and the last transition accepted in it."""
+    """Where one reader stands: the term, and the least sequence number that it still accepts in it."""
 
     __slots__ = ("seq", "term")
 
@@ -34,5 +36,5 @@ class Fence:
             return Verdict.OPENED
         if (term, seq) < (self.term, self.seq):
             return Verdict.STALE
-        self.term, self.seq = term, seq
+        self.term, self.seq = term, seq + (key == PARTITION_KEY)
         return Verdict.ACCEPTED

@@ -4,7 +4,7 @@ A meter's hour is a sum, a count, the least, greatest or latest value, or the nu
 to its bill is what it adds to a sum or count, by how much it raises the greatest value, or whether a value is new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Final
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.tariff import Tariff
+from tallygate.pipeline.usage_groups import Figure
 from tallygate.schemas.amounts import NANOS, AmountError, quantity_nanos
 from tallygate.schemas.catalog import Feature, Meter
 from tallygate.schemas.events import NAME_MAX, UsageEvent
@@ -42,7 +43,7 @@ def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
     data = event.data
     counts = False
     for meter in meters:
-        if meter.where and not _matches(meter, data):
+        if meter.where and not matches(meter, data):
             counts = True
             continue
         if meter.aggregation == "count":
@@ -66,7 +67,8 @@ def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
     return Measured(event, at, quantities, values, dimensions)
 
 
-def _matches(meter: Meter, data: dict[str, object]) -> bool:
+def matches(meter: Meter, data: Mapping[str, object]) -> bool:
+    """Whether the meter counts an event with these properties."""
     return all(_text(data.get(name)) in wanted for name, wanted in meter.where.items())
 
 
@@ -83,11 +85,15 @@ def _dimensions(meters: list[Meter], data: dict[str, object]) -> dict[str, str]:
         for name in meter.dimensions:
             if name in found or data.get(name) is None:
                 continue
-            value = _text(data[name])
-            if value is None or not 0 < len(value) <= NAME_MAX or not value.isprintable():
-                raise Refused(Reason.MALFORMED, f"data.{name}: a dimension is 1 to {NAME_MAX} printable characters")
-            found[name] = value
+            found[name] = dimension(name, _text(data[name]))
     return found
+
+
+def dimension(name: str, value: str | None) -> str:
+    """A property's text as a dimension; `Refused` where it cannot be one."""
+    if value is None or not 0 < len(value) <= NAME_MAX or not value.isprintable():
+        raise Refused(Reason.MALFORMED, f"data.{name}: a dimension is 1 to {NAME_MAX} printable characters")
+    return value
 
 
 def _text(value: object) -> str | None:
@@ -177,13 +183,28 @@ def _aggregated(
         case "latest":
             return (quantity if at >= row.latest_at else before), 0
         case "unique":
-            value_id = f"{id}\0{blake2b(value.encode(), digest_size=16).hexdigest()}"
-            if draft.has_value(value_id):
-                return before, 0
-            draft.values.put(value_id, ValueRow(at))
-            return before + NANOS, NANOS
+            new = _is_new(draft, id, value, at)
+            return before + new, new
         case other:
             raise AssertionError(f"no such aggregation: {other}")
+
+
+def _is_new(draft: AccountDraft, id: str, value: str, at: int) -> int:
+    """Remember a value of a usage row; one, if it was not met before."""
+    value_id = f"{id}\0{blake2b(value.encode(), digest_size=16).hexdigest()}"
+    if draft.has_value(value_id):
+        return 0
+    draft.values.put(value_id, ValueRow(at))
+    return NANOS
+
+
+def add_figure(draft: AccountDraft, meter: Meter, row: UsageRow, id: str, figure: Figure) -> tuple[int, int, int]:
+    """The hour's quantity with a whole group's, what that adds to the bill, and the instant of the latest value."""
+    if meter.aggregation == "unique":
+        new = sum(_is_new(draft, id, value, figure.at) for value in figure.values)
+        return row.quantity_nanos + new, new, 0
+    total, added = _aggregated(draft, meter, row, id, figure.quantity_nanos, figure.at, "")
+    return total, added, max(row.latest_at, figure.at) if meter.aggregation == "latest" else 0
 
 
 def unrecord(

@@ -4,12 +4,12 @@ Rows go in as they are. An entry is not kept, but the ids it has seen are, under
 also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import msgspec
 
 from tallygate.schemas.instants import DAY_MS
-from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, AccountRow, Seen, decode_record, split_key
+from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, Seen
 
 Write = tuple[bytes, bytes | None]
 
@@ -21,33 +21,49 @@ class _Ids(msgspec.Struct):
     seen: tuple[Seen, ...] = ()
 
 
-_ids = msgspec.json.Decoder(_Ids)
+class _Due(msgspec.Struct):
+    """Of an account row, only what files its customer."""
+
+    due_at: int = 0
+    was_due_at: int = 0
+
+
+_ids = msgspec.json.Decoder(_Ids).decode
+_due = msgspec.json.Decoder(_Due).decode
 _SEEN = b"\0seen\0"
 _DUE = b"\0due\0"
+_ENTRY = ENTRY_KIND.encode()
 
 
-def table_writes(key: bytes, value: bytes | None) -> Iterator[Write]:
-    """The writes that an accepted record makes to the local table; a value of None deletes."""
+def table_writes(key: bytes, value: bytes | None) -> Sequence[Write]:
+    """The writes that an accepted record makes to the local table; a value of None deletes.
+
+    Every record of a recovery passes here, so nothing is decoded that is not needed.
+    """
     if key[:1] == b"\0":
-        if key != OPEN_KEY:
-            yield key, value
-        return
-    _, kind, _ = split_key(key)
-    if kind == ENTRY_KIND:
-        if value is not None:
-            entry = _ids.decode(value)
-            day = entry.at // DAY_MS
-            for seen in entry.seen:
-                yield seen_key(day, bytes.fromhex(seen.key)), b"%d " % entry.at + bytes(seen.value)
-        return
-    yield key, value
-    if kind == "account" and value is not None:
-        account = decode_record(value)
-        assert isinstance(account, AccountRow)
-        if account.was_due_at and account.was_due_at != account.due_at:
-            yield due_key(account.was_due_at, account.customer), None
-        if account.due_at:
-            yield due_key(account.due_at, account.customer), b""
+        return () if key == OPEN_KEY else ((key, value),)
+    customer, kind, _ = key.split(b"\0", 2)
+    if kind == _ENTRY:
+        return () if value is None else _seen_writes(value)
+    if kind == b"account" and value is not None:
+        return [(key, value), *_due_writes(customer, value)]
+    return ((key, value),)
+
+
+def _seen_writes(value: bytes) -> list[Write]:
+    entry = _ids(value)
+    begin, at = _SEEN + (entry.at // DAY_MS).to_bytes(4, "big"), b"%d " % entry.at
+    return [(begin + bytes.fromhex(seen.key), at + bytes(seen.value)) for seen in entry.seen]
+
+
+def _due_writes(customer: bytes, value: bytes) -> list[Write]:
+    account = _due(value)
+    writes: list[Write] = []
+    if account.was_due_at and account.was_due_at != account.due_at:
+        writes.append((_DUE + account.was_due_at.to_bytes(8, "big") + customer, None))
+    if account.due_at:
+        writes.append((_DUE + account.due_at.to_bytes(8, "big") + customer, b""))
+    return writes
 
 
 def seen_key(day: int, digest: bytes) -> bytes:

@@ -8,7 +8,7 @@ from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.schemas.catalog import EMPTY, Catalog
 from tallygate.schemas.instants import DAY_MS
-from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, decode_record
+from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, ProducerRow, decode_record, producer_key
 
 ACCOUNTS_CACHED_MAX: Final = 100_000
 
@@ -36,6 +36,15 @@ class PartitionState:
 
     def account(self, customer: str) -> Account:
         return self._accounts.get(customer) or Account.load(customer, self.rows)
+
+    def producer(self, name: str) -> ProducerRow | None:
+        """Where a producer of batches stands."""
+        value = self.rows.get(producer_key(name))
+        if value is None:
+            return None
+        row = decode_record(value)
+        assert isinstance(row, ProducerRow)
+        return row
 
     def tariff(self, catalog: Catalog) -> Tariff:
         """The catalog prepared for look-ups; kept while the same one is asked for."""

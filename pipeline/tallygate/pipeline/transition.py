@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
+from tallygate.pipeline.usage_groups import Group
 from tallygate.schemas.events import UsageEvent
 from tallygate.schemas.journal import PartitionRow
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import Request
+from tallygate.schemas.usage_batch import BatchId
 
 if TYPE_CHECKING:
     from tallygate.pipeline.account import AccountDraft
@@ -68,7 +71,43 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
     at: int
 
 
-Input = UsageInput | RequestInput | RefusedInput | Tick
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """A batch record of a run; `refused` says why it counts for nobody."""
+
+    source: Source
+    id: BatchId | None
+    events: int
+    refused: "DeadLetter | None" = None
+
+
+class UsageRunInput(msgspec.Struct, frozen=True):
+    """Some customers of a run of batch records that are counted as one; customers are in the order of their names.
+
+    `source` is the run's last record, with the latest instant at which one arrived; `name` is the cause of what follows
+    from it. `batches` are all its records where
+    this is its `first` part. `skipped` are the offsets of those that count for nobody. After its `last` part the whole
+    run is applied; before, an owner that comes new knows by the partition row for whom it is in force.
+    """
+
+    source: Source
+    name: str
+    catalog: int
+    customers: tuple[tuple[str, tuple[Group, ...]], ...]
+    skipped: tuple[int, ...]
+    batches: tuple[Batch, ...] = ()
+    first: bool = True
+    last: bool = True
+
+    def halves(self) -> "tuple[UsageRunInput, UsageRunInput]":
+        """The same in two parts; there are several customers."""
+        half = len(self.customers) // 2
+        return (
+            replace(self, customers=self.customers[:half], last=False),
+            replace(self, customers=self.customers[half:], batches=(), first=False),
+        )
+
+
+Input = UsageInput | UsageRunInput | RequestInput | RefusedInput | Tick
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

@@ -202,12 +202,36 @@ Row = (
 )
 
 
-class PartitionRow(msgspec.Struct, frozen=True, tag_field="row", tag="partition.v1"):
-    """Where the partition stands: per input topic the last offset applied, stream time, the catalog decided under."""
+class UsageRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run of batch records that is in force in part: up to offset `upto`, for customers up to `after` in order.
+
+    `skipped`: the records of it that count for nobody. `catalog`: the version that all of it is decided under.
+    """
+
+    upto: int
+    after: str
+    skipped: tuple[int, ...]
+    catalog: int
+
+
+class PartitionRow(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="row", tag="partition.v1"):
+    """Where the partition stands: per input topic the last offset applied, stream time, the catalog decided under.
+
+    `run`: batches behind the applied offset of the usage topic that are in force for some customers.
+    """
 
     applied: dict[str, int]
     stream_at: int
     catalog: int
+    run: UsageRun | None = None
+
+
+class ProducerRow(msgspec.Struct, frozen=True, tag_field="row", tag="producer.v1"):
+    """The last batch of a producer in this partition, and when it came (stream time)."""
+
+    epoch: int
+    sequence: int
+    at: int
 
 
 class OpenRow(msgspec.Struct, frozen=True, tag_field="row", tag="open.v1"):
@@ -312,13 +336,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     alerts: tuple[Alert, ...] = ()
 
 
-Journaled = Row | PartitionRow | OpenRow | Entry
+Journaled = Row | PartitionRow | ProducerRow | OpenRow | Entry
 
 # ---- keys ----
 
 SEPARATOR: Final = b"\0"
 PARTITION_KEY: Final = b"\0partition"
 OPEN_KEY: Final = b"\0open"
+_PRODUCER: Final = b"\0producer\0"
 ENTRY_KIND: Final = "entry"
 #: The kinds that make up an account sort before `usage`, so that one range scan loads an account without its history.
 ROW_KINDS: Final = (
@@ -337,6 +362,19 @@ ROW_KINDS: Final = (
 
 def row_key(customer: str, kind: str, id: str = "") -> bytes:
     return f"{customer}\0{kind}\0{id}".encode()
+
+
+def producer_key(producer: str) -> bytes:
+    return _PRODUCER + producer.encode()
+
+
+def producer_range() -> tuple[bytes, bytes]:
+    """The range of keys of all producers."""
+    return _PRODUCER, _PRODUCER[:-1] + b"\1"
+
+
+def producer_of(key: bytes) -> str:
+    return key[len(_PRODUCER) :].decode()
 
 
 def entry_key(customer: str) -> bytes:

@@ -317,8 +317,18 @@ JOURNAL: Final = (
     Sample("row-value", journal.ValueRow(at=_AT), journal.ValueRow(at=_AT)),
     Sample(
         "row-partition",
-        journal.PartitionRow(applied={"tallygate.requests.v1": 41, "tallygate.usage.v1": 7}, stream_at=_AT, catalog=3),
+        journal.PartitionRow(
+            applied={"tallygate.requests.v1": 41, "tallygate.usage.v1": 7},
+            stream_at=_AT,
+            catalog=3,
+            run=journal.UsageRun(upto=12, after="acme", skipped=(9,), catalog=3),
+        ),
         journal.PartitionRow(applied={}, stream_at=0, catalog=0),
+    ),
+    Sample(
+        "row-producer",
+        journal.ProducerRow(epoch=1_795_000_000_000, sequence=41, at=_AT),
+        journal.ProducerRow(epoch=0, sequence=0, at=0),
     ),
     Sample(
         "row-open",

@@ -2,7 +2,7 @@
 
 Inputs share one partition count, so that a customer's usage and requests meet in one partition; the journal has the
 same count. The input topics stamp records with the broker's time (`LogAppendTime`): a producer's clock cannot move
-stream time.
+stream time. So does the journal: a worker's clock that is days behind would have its records compacted at once.
 """
 
 import re
@@ -83,6 +83,7 @@ def topic_specs(partitions: int = PARTITIONS_DEFAULT, services: tuple[str, ...] 
             JOURNAL,
             partitions,
             {
+                **arrival,
                 "cleanup.policy": "compact",
                 "min.compaction.lag.ms": str(DAY_MS),
                 "delete.retention.ms": str(7 * DAY_MS),

@@ -8,6 +8,8 @@ from the table sees it, too.
 
 from collections.abc import Callable, Iterator
 
+from msgspec.structs import replace
+
 from tallygate.pipeline.fence import Fence, Verdict
 from tallygate.pipeline.replay import Write, table_writes
 from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, split_key
@@ -25,27 +27,31 @@ class Follower:
         self.stale_records = 0
         self._table = table
         self._wall_ms = wall_ms
-        self._next = table.position
+        self._next_offset = table.position.offset
+        self._written_at = table.position.at  # when the last record was written
         self._writes: list[Write] = []
         self._stale: dict[bytes, Position] = {}
+        self._headers: tuple[tuple[str, bytes], ...] = ()  # those of one batch are alike, and read once
+        self._term_and_seq = 0, 0
 
     def take(self, record: Record) -> Verdict:
         """Judges the next record. What is accepted goes into the table with the next `flush`."""
-        term, seq = term_of(record)
-        assert record.key is not None
-        before = self._next
-        verdict = self.fence.judge(term, seq, record.key)
-        # A writer's clock may be ahead; a table must not look younger than it is.
-        at = min(record.timestamp_ms, self._wall_ms())
-        self._next = Position(record.offset + 1, self.fence.term, self.fence.seq, at)
+        key = record.key
+        assert key is not None
+        if record.headers != self._headers:
+            self._headers, self._term_and_seq = record.headers, term_of(record)
+        fence = self.fence
+        before = fence.term, fence.seq
+        verdict = fence.judge(*self._term_and_seq, key)
         if verdict is Verdict.ACCEPTED:
-            self._writes.extend(table_writes(record.key, record.value))
+            self._writes += table_writes(key, record.value)
             if self._stale:
-                self._stale.pop(record.key, None)
+                self._stale.pop(key, None)
         elif verdict is Verdict.STALE:
             self.stale_records += 1
-            if record.key != OPEN_KEY:
-                self._stale.setdefault(record.key, Position(record.offset, before.term, before.seq, before.at))
+            if key != OPEN_KEY:
+                self._stale.setdefault(key, Position(record.offset, *before, self._written_at))
+        self._next_offset, self._written_at = record.offset + 1, record.timestamp_ms
         return verdict
 
     @property
@@ -54,7 +60,10 @@ class Follower:
 
     def flush(self, forget: tuple[bytes, bytes] | None = None) -> None:
         """Writes what was accepted, and how far the journal is read, into the table: all of it or nothing."""
-        position = next(iter(self._stale.values()), self._next)
+        here = Position(self._next_offset, self.fence.term, self.fence.seq, self._written_at)
+        position = next(iter(self._stale.values()), here)
+        # A writer's clock may be ahead; a table must not look younger than it is.
+        position = replace(position, at=min(position.at, self._wall_ms()))
         self._table.apply(self._writes, position, forget)
         self._writes = []
 

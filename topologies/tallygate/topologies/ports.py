@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.transition import Input, Reply, Rows, Transition
 from tallygate.schemas.catalog import Catalog
-from tallygate.schemas.journal import PartitionRow
+from tallygate.schemas.journal import PartitionRow, ProducerRow
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Record
 
@@ -78,6 +78,10 @@ class Catalogs(Protocol):
     @property
     def newest(self) -> Catalog: ...
 
+    def version(self, number: int, /) -> Catalog | None:
+        """An older version, if it is still known."""
+        ...
+
     async def reach(self, version: int) -> None:
         """Returns when this version or a newer one is known."""
         ...
@@ -87,6 +91,8 @@ class State(Protocol):
     """`PartitionState`, as far as an owner cares."""
 
     row: PartitionRow
+
+    def producer(self, name: str, /) -> ProducerRow | None: ...
 
     def commit(self, transition: Transition, /) -> None: ...
 
