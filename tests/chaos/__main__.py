@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         until_applied(brokers, options.partitions, _PATIENCE_SECONDS)
         say("the journal, the answers and ClickHouse are read")
         evidence = gather(fleet, options.partitions, SERVICE, load.record)
-    evidence.troubles = [*load.record.troubles, *story.troubles, *fleet.troubles]
+    evidence.troubles = [*load.record.troubles, *fleet.troubles]
     facts = {
         "seed": options.seed,
         "commit": _commit(),
@@ -92,6 +92,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         "planned_kills": options.kills,
         "kill_points": dict(sorted(story.points.items())),
         "faults": dict(sorted(story.done.items())),
+        "slow": story.slow,
         "broker_restarts": fleet.broker_restarts,
         "sink_ends": sum(len(sink.lives) for sink in fleet.sinks),
         "worker_ends_by_code": fleet.exits(),

@@ -34,7 +34,7 @@ class Story:
         self._away: threading.Thread | None = None
         self.done: Counter[str] = Counter()
         self.points: Counter[str] = Counter()
-        self.troubles: list[str] = []
+        self.slow: list[str] = []
 
     def run(self, faults: list[Fault]) -> None:
         for number, fault in enumerate(faults, 1):
@@ -60,9 +60,10 @@ class Story:
                 return
             time.sleep(0.1)
 
-    def _complain(self, trouble: str) -> None:
-        self._say(trouble)
-        self.troubles.append(trouble)
+    def _complain(self, of: str) -> None:
+        """Something took long: said and counted, since it may be the machine; what never comes, the oracles see."""
+        self._say(of)
+        self.slow.append(of)
 
     # The faults
 
