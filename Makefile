@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install check test chaos demo up lock schemas format clean
+.PHONY: help install check test chaos demo bench up lock lock-peers schemas format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,9 @@ chaos: install ## kill, pause and break everything under load: KILLS=20 SEED=1; 
 demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
 	$(BIN)/tallygate demo
 
+bench: install ## Tallygate and its peers measured, three rounds each, about half an hour; pages and plots in load-tests/results
+	$(BIN)/python load-tests/compare.py all
+
 up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
 	$(BIN)/tallygate up
 
@@ -52,6 +55,10 @@ format: install ## let ruff format and fix
 lock: ## resolve pyproject.toml into requirements.lock (hashes, no hosts)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
 	  -o requirements.lock pyproject.toml lock-build.in
+
+lock-peers: ## the same for the peers of the bench
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  -o load-tests/peers/requirements.txt load-tests/peers/requirements.in
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -99,6 +99,9 @@ class MemoryTable:
     def get(self, key: bytes, /) -> bytes | None:
         return self.rows.get(key)
 
+    def get_many(self, keys: list[bytes], /) -> list[bytes | None]:
+        return [self.rows.get(key) for key in keys]
+
     def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         found = sorted((key, value) for key, value in self.rows.items() if begin <= key < end)
         return found[:most] if most else found

@@ -133,6 +133,8 @@ class Partition:
         for key, value in transition.records:
             self.journal.append((key, value))
             self.rows.apply(table_writes(key, value))
+        read_back = [write for key, value in transition.records for write in table_writes(key, value)]
+        assert list(transition.writes) == read_back, "an owner writes the same as whoever reads its journal"
         self.state.commit(transition)
         self.transitions.append(transition)
         return transition

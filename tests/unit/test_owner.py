@@ -333,8 +333,8 @@ def test_what_does_not_fit_into_one_batch_is_decided_in_halves() -> None:
     world = World()
     limits = OwnerLimits(batch_bytes_max=6000)
     life = Life(world, "a", limits=limits).opened().offer(world.ask(GRANT))
-    life.offer(world.use(*(f"e{n}" for n in range(100)))).work()
-    assert figure(life, "events_total") == 100
+    life.offer(world.use(*(f"e{n}" for n in range(1000)))).work()
+    assert figure(life, "events_total") == 1000
     assert not world.dead
     batches: dict[bytes, int] = {}
     for r in world.log:

@@ -195,6 +195,10 @@ class Tallygate(Administration):
             raise Denied(answer)
         return answer.statement
 
+    async def ask(self, request: Request, *, timeout: float | None = None) -> Answer:
+        """The answer to any request of `tallygate.schemas.requests`. Raises RefusedRequest, NoAnswer, ClientClosed."""
+        return await self._ask(request, timeout)
+
     def _new_id(self) -> str:
         """128 random bits; uuid4 asks the system each time, which costs 40 µs in a busy program."""
         return f"{self._random.getrandbits(128):032x}"

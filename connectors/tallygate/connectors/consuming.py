@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from tallygate.connectors.kafka_security import said_of
 from tallygate.schemas.records import Record
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def trouble_of(error: KafkaError, message: Any, offset: int | None) -> LaneTroub
         )
     if error.code() in _ABSENT:
         return absence_of(message.topic(), message.partition())
-    return LaneTrouble(f"{where}: {error.str()}")
+    return LaneTrouble(f"{where}: {said_of(error)}")
 
 
 def absence_of(topic: str, number: int) -> LaneTrouble:

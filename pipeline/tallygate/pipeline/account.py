@@ -12,6 +12,7 @@ from tallygate.schemas.journal import (
     Alert,
     BudgetRow,
     Cause,
+    CountedEvents,
     DecisionRecord,
     GrantRow,
     HoldRow,
@@ -149,6 +150,7 @@ class AccountDraft:
         "budgets",
         "burn",
         "causes",
+        "counted",
         "customer",
         "decisions",
         "deltas",
@@ -190,6 +192,7 @@ class AccountDraft:
         self.deltas: list[UsageDelta] = []
         self.seen: list[Seen] = []
         self.alerts: list[Alert] = []
+        self.counted: list[tuple[CountedEvents, list[bytes]]] = []  # each with its events' digests
 
     @property
     def subscription(self) -> SubscriptionRow | None:

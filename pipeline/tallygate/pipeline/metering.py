@@ -58,7 +58,7 @@ def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
     if not quantities and not counts:
         wanted = ", ".join(sorted(meter.value for meter in meters))
         raise Refused(Reason.QUANTITY_INVALID, f"data has none of: {wanted}")
-    dimensions = _dimensions(meters, data)
+    dimensions = dimensions_of(meters, data)
     at = event.at
     if at is None:
         at = arrived_at
@@ -79,7 +79,8 @@ def _quantity(meter: Meter, value: object) -> int:
         raise Refused(Reason.QUANTITY_INVALID, f"data.{meter.value}: {error}") from None
 
 
-def _dimensions(meters: list[Meter], data: dict[str, object]) -> dict[str, str]:
+def dimensions_of(meters: list[Meter], data: dict[str, object]) -> dict[str, str]:
+    """What of an event's data its meters keep; `Refused` where that is no dimension."""
     found = {}
     for meter in meters:
         for name in meter.dimensions:

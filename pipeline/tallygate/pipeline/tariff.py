@@ -65,8 +65,25 @@ class Tariff:
                 if quantity > tier.above_nanos:
                     price = tier.credits_nanos
             return _bounded(meter, (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos))
+        raise self._unpriced(meter, dimensions)
+
+    def rate_at(self, meter: str, dimensions: dict[str, str], at: int) -> tuple[Rate | None, int, int]:
+        """The rate that holds at an instant (None: a meter without rates), and from when until when at least it does.
+
+        `Refused` where a meter has rates and none holds.
+        """
+        rates = self._rates.get(meter)
+        if rates is None:
+            return None, 0, 1 << 62
+        rate = rates.find(dimensions, at)
+        if rate is None:
+            raise self._unpriced(meter, dimensions)
+        return rate, *rates.unchanged(at)
+
+    @staticmethod
+    def _unpriced(meter: str, dimensions: dict[str, str]) -> Refused:
         named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
-        raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
+        return Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
 
     def price(self, meter: str, call_nanos: int, dimensions: dict[str, str], at: int) -> tuple[int, int] | None:
         """Nanos of credits for so many nanos of a meter, where each call has `call_nanos` of it; None: unpriced."""

@@ -21,6 +21,8 @@ class Rows(Protocol):
 
     def get(self, key: bytes, /) -> bytes | None: ...
 
+    def get_many(self, keys: list[bytes], /) -> list[bytes | None]: ...
+
     def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         """The pairs with begin <= key < end, in order: all of them, or the first `most`."""
         ...
@@ -137,6 +139,7 @@ class Transition(msgspec.Struct, frozen=True):
     `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
     where nothing changes, and then the replies may go out at once. `events` were counted, `duplicates` known already;
     `row` and `drafts` are what `PartitionState.commit` puts in force.
+    `writes` is what `replay.table_writes` makes of the records, for the one who knows them already.
     """
 
     records: tuple[tuple[bytes, bytes | None], ...] = ()
@@ -146,4 +149,5 @@ class Transition(msgspec.Struct, frozen=True):
     events: int = 0
     duplicates: int = 0
     row: PartitionRow | None = None
+    writes: tuple[tuple[bytes, bytes | None], ...] = ()
     drafts: tuple["AccountDraft", ...] = ()

@@ -13,6 +13,7 @@ from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.credits import Shares
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.entitlements import access, allowances, cost_of, offer_of
+from tallygate.pipeline.gathering import Gathering, count_together
 from tallygate.pipeline.memory import Charge, CountedEvent, Payment, decode_counted, digest, encode_memory
 from tallygate.pipeline.metering import Measured, measure, record
 from tallygate.pipeline.transition import Source
@@ -99,7 +100,8 @@ def take(draft: Draft, account: AccountDraft, one: Measured | Correction, source
     draft.events += 1
     if isinstance(one, Measured):
         late = draft.stream_at - one.at > draft.rules.grace_ms
-        draft.remember(account, own, encode_memory(_count(draft, account, one, event.type, late, cause)))
+        counted = _count(draft, account, one, event.type, late, cause, draft.stream_at)
+        draft.remember(account, own, encode_memory(counted))
         return
     draft.remember(account, own, encode_memory(CountedEvent(event.type, 0, draft.stream_at, {}, {}, voided=True)))
     memory = draft.seen(one.id)
@@ -110,12 +112,26 @@ def take(draft: Draft, account: AccountDraft, one: Measured | Correction, source
     corrections.undo(account, draft.tariff, before, own.hex(), draft.stream_at, cause)
     after = replace(before, voided=True)
     if one.after is not None:
-        after = _count(draft, account, one.after, before.type, before.late, cause)
+        after = _count(draft, account, one.after, before.type, before.late, cause, draft.stream_at)
     draft.remember(account, one.id, encode_memory(after))
 
 
-def _count(draft: Draft, account: AccountDraft, one: Measured, type: str, late: bool, cause: int) -> CountedEvent:
-    at = draft.stream_at
+def count_gathered(draft: Draft, gathered: Gathering) -> None:
+    """Put gathered events in force: together, or one after the other."""
+    if count_together(draft, gathered):
+        return
+    account = gathered.account
+    for each in gathered.members:
+        event = each.event
+        cause = account.cause(Cause(each.topic, each.partition, each.offset, event.id))
+        one, at = each.measured(), each.counted_at
+        counted = _count(draft, account, one, event.type, at - one.at > draft.rules.grace_ms, cause, at)
+        draft.remember(account, each.digest, encode_memory(counted))
+
+
+def _count(
+    draft: Draft, account: AccountDraft, one: Measured, type: str, late: bool, cause: int, at: int
+) -> CountedEvent:
     billed = record(account, draft.tariff, one.quantities, one.dimensions, one.at, late, cause, one.values)
     offer = offer_of(account, draft.tariff)
     by_feature: dict[str, dict[str, int]] = {}

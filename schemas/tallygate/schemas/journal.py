@@ -300,6 +300,52 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     value: msgspec.Raw
 
 
+class GroupCharge(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a feature was charged for each of a group's events: all of it paid by one grant, or owed (`grant` empty)."""
+
+    feature: str
+    pool: str
+    grant: str
+    category: str
+    price_nanos: int
+    costs: list[int]
+
+
+#: In a `GroupShare`, the column of the events' whole costs.
+COST_COLUMN: Final = -1
+
+
+class GroupShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """That each of a group's events was counted in a budget or allowance: its quantity of `meters[column]`, or its
+    whole cost (`COST_COLUMN`).
+    """
+
+    id: str
+    column: int
+
+
+class CountedEvents(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Usage events that were counted together: what they have in common, then, event by event, what they do not.
+
+    They are of one customer, `type`, `source`, set of dimensions and hour. `quantities` has a column for each of
+    `meters`. `cause` is that of the first; `offsets` are of the usage topic. Their ids are taken, as those in `seen`.
+    """
+
+    cause: int
+    type: str
+    source: str
+    dimensions: dict[str, str]
+    late: bool
+    counted_at: int
+    ids: list[str]
+    offsets: list[int]
+    times: list[int]
+    meters: list[str]
+    quantities: list[list[int]]
+    charges: list[GroupCharge] = []
+    shares: list[GroupShare] = []
+
+
 class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
     """A budget's scope has reached a threshold (per cent of its limit), for the first time in its period."""
 
@@ -334,6 +380,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     balances: tuple[PoolBalance, ...] = ()
     seen: tuple[Seen, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    counted: tuple[CountedEvents, ...] = ()
 
 
 Journaled = Row | PartitionRow | ProducerRow | OpenRow | Entry

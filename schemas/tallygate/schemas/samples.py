@@ -13,6 +13,7 @@ import msgspec
 from tallygate.schemas import answers, catalog, journal, ledger, samples_catalog
 from tallygate.schemas.events import UsageEvent
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.samples_keys import AUDIT, KEYS
 from tallygate.schemas.samples_published import PUBLISHED
 from tallygate.schemas.samples_requests import REQUESTS, WHO, Sample
 
@@ -98,6 +99,7 @@ ANSWER: Final = Sample(
             answers.Step("customer", True, Reason.ALLOWED),
             answers.Step("budgets", False, Reason.BUDGET_EXHAUSTED, (_LIMIT,)),
         ),
+        fallback=True,
     ),
     answers.Answer(
         id="call-7",
@@ -357,6 +359,23 @@ JOURNAL: Final = (
                     "agents", {"agent": "drafter"}, "credits", 80, 500_000_000_000, 400_000_000_000, _AT, _AT, 0
                 ),
             ),
+            counted=(
+                journal.CountedEvents(
+                    0,
+                    "llm.call",
+                    "gateway/eu-1",
+                    WHO,
+                    False,
+                    _AT,
+                    ["e-1", "e-2"],
+                    [7, 9],
+                    [_AT - 2_000, _AT - 1_000],
+                    ["input_tokens"],
+                    [[500_000_000_000, 300_000_000_000]],
+                    [journal.GroupCharge("llm", "credits", "order-1", "paid", 20_000_000, [500_000_000, 300_000_000])],
+                    [journal.GroupShare("agents\0agent=drafter", journal.COST_COLUMN)],
+                ),
+            ),
         ),
         journal.Entry(customer="acme", at=_AT, catalog=0, causes=()),
     ),
@@ -364,4 +383,4 @@ JOURNAL: Final = (
 
 CATALOG: Final = Sample("catalog", samples_catalog.FULL, catalog.Catalog(version=1))
 
-SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG)
+SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG, *KEYS, AUDIT)

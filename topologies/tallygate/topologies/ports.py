@@ -58,7 +58,10 @@ class Journal(Protocol):
         ...
 
     async def read(self) -> Sequence[Record]:
-        """The next records, at least one, in order. Raises `AppendUnknown` when none comes in time."""
+        """The next records, in order. Raises `AppendUnknown` when none comes in time.
+
+        Of a batch that was appended here the last record always comes; the others may be left out.
+        """
         ...
 
 
