@@ -199,10 +199,6 @@ class Tallygate(Administration):
         """The answer to any request of `tallygate.schemas.requests`. Raises RefusedRequest, NoAnswer, ClientClosed."""
         return await self._ask(request, timeout)
 
-    def new_id(self) -> str:
-        """An id for a request that is yet to be asked."""
-        return self._new_id()
-
     def _new_id(self) -> str:
         """128 random bits; uuid4 asks the system each time, which costs 40 µs in a busy program."""
         return f"{self._random.getrandbits(128):032x}"

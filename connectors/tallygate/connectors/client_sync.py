@@ -135,6 +135,7 @@ class TallygateSync:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    ask = _blocking(Tallygate.ask)
     check = _blocking(Tallygate.check)
     estimate = _blocking(Tallygate.estimate)
     reserve = _reserving(Tallygate.reserve)
