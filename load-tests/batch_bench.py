@@ -136,7 +136,7 @@ def main() -> None:
             ("rules", lambda: bench.apply(bench.read(records))),
         ):
             print(f"---- {name} ----")
-            profile = cProfile.Profile()
+            profile = cProfile.Profile(time.process_time)
             profile.runcall(call)
             pstats.Stats(profile).sort_stats("tottime").print_stats(30)
         return
