@@ -17,9 +17,12 @@ from tallygate.schemas.records import Record
 from tallygate.schemas.usage_batch import ARROW, HEADER_CONTENT_TYPE, is_arrow
 from tallygate.topologies.usage_runs import Run, RunReader
 
-#: What one run takes at most; below what a lane lets wait for a partition.
-RUN_RECORDS_MAX: Final = 256
-RUN_BYTES_MAX: Final = 4 << 20
+#: What one run takes at most: the more, the less each event costs a partition that has fallen behind.
+RUN_RECORDS_MAX: Final = 1_024
+RUN_BYTES_MAX: Final = 16 << 20
+#: What the runs of all partitions may take in memory together, unless they are very many.
+_RUNS_BYTES_MAX: Final = 128 << 20
+_RUN_BYTES_MIN: Final = 2 << 20
 #: How long the rules may be busy with one part of a run: a request waits for as long, at most.
 PART_US: Final = 4_000
 _GROUPS_FIRST: Final = 32
@@ -29,6 +32,11 @@ _GROUPS_MAX: Final = 4_096
 Finished = list[Callable[[], object]]
 #: Runs a call somewhere, sooner or later; the owner is woken when it is done.
 Background = Callable[[Callable[[], Run]], "Future[Run]"]
+
+
+def run_bytes_max(partitions: int) -> int:
+    """What one run may take where there are so many partitions. A lane must let as much wait, for each of them."""
+    return max(_RUN_BYTES_MIN, min(RUN_BYTES_MAX, _RUNS_BYTES_MAX // partitions))
 
 
 class Waiting(Protocol):
@@ -81,10 +89,11 @@ def at_once(call: Callable[[], Run]) -> "Future[Run]":
 class BatchLane:
     """One partition's runs, one at a time."""
 
-    def __init__(self, waiting: Waiting, reader: RunReader, background: Background) -> None:
+    def __init__(self, waiting: Waiting, reader: RunReader, background: Background, bytes_max: int) -> None:
         self._waiting = waiting
         self._reader = reader
         self._background = background
+        self._bytes_max = bytes_max
         self._reading: Future[Run] | None = None
         self._run: Run | None = None
         self._groups_max = _GROUPS_FIRST
@@ -154,6 +163,6 @@ class BatchLane:
     def _records(self, under_way: UsageRun | None) -> list[Record]:
         """The records of the next run; of one under way all of them, or none yet."""
         if under_way is None:
-            return self._waiting.batches(RUN_RECORDS_MAX, RUN_BYTES_MAX)
+            return self._waiting.batches(RUN_RECORDS_MAX, self._bytes_max)
         records = [r for r in self._waiting.batches(1 << 30, 1 << 40) if r.offset <= under_way.upto]
         return records if records and records[-1].offset == under_way.upto else []

@@ -15,7 +15,16 @@ import msgspec
 from tallygate.pipeline.transition import Input, UsageInput
 from tallygate.schemas import topics
 from tallygate.schemas.records import Chunk, Record
-from tallygate.topologies.batch_lane import Background, BatchLane, Finished, Part, Standing, at_once, is_batch
+from tallygate.topologies.batch_lane import (
+    RUN_BYTES_MAX,
+    Background,
+    BatchLane,
+    Finished,
+    Part,
+    Standing,
+    at_once,
+    is_batch,
+)
 from tallygate.topologies.usage_runs import RunReader
 
 #: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
@@ -115,12 +124,13 @@ class Inbox:
         limits: StepLimits,
         runs: RunReader | None = None,
         background: Background = at_once,
+        run_bytes_max: int = RUN_BYTES_MAX,
     ) -> None:
         self._read = read
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
-        self._batches = BatchLane(self._usage, runs, background) if runs is not None else None
+        self._batches = BatchLane(self._usage, runs, background, run_bytes_max) if runs is not None else None
         self._starved = False  # usage waits for more of it to come
 
     def __bool__(self) -> bool:
