@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install check test demo up lock schemas format clean
+.PHONY: help install check test simulate demo up lock schemas format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,10 @@ check: install ## format, lint, types, import contracts, unit and simulation tes
 
 test: check ## everything a machine without Docker can run: a real broker, a real ClickHouse engine
 	$(BIN)/pytest -n 2 --dist loadgroup tests/chaos tests/integration tests/conformance
+
+simulate: install ## SEEDS=5000 SEED=1: stories of owners that die, sleep and overlap; SHOW=1 tells the one of SEED
+	cd tests && ../$(BIN)/python -m simulation.run --seed $(or $(SEED),1) --seeds $(or $(SEEDS),1000) \
+	  $(if $(SHOW),--show) $(if $(LONG),--long) $(if $(OUT),--out $(abspath $(OUT)))
 
 demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
 	$(BIN)/tallygate demo
