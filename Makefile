@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install check test simulate demo up lock schemas format clean
+.PHONY: help install check test simulate chaos demo bench up lock lock-peers schemas format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,12 +31,21 @@ check: install ## format, lint, types, import contracts, unit and simulation tes
 test: check ## everything a machine without Docker can run: a real broker, a real ClickHouse engine
 	$(BIN)/pytest -n 2 --dist loadgroup tests/chaos tests/integration tests/conformance
 
+SEEDS ?= 1000
 simulate: install ## SEEDS=5000 SEED=1: stories of owners that die, sleep and overlap; SHOW=1 tells the one of SEED
-	cd tests && ../$(BIN)/python -m simulation.run --seed $(or $(SEED),1) --seeds $(or $(SEEDS),1000) \
-	  $(if $(SHOW),--show) $(if $(LONG),--long) $(if $(OUT),--out $(abspath $(OUT)))
+	@PYTHONPATH=tests $(BIN)/python -m simulation.run --seed $(SEED) --seeds $(SEEDS) \
+	  $(if $(SHOW),--show) $(if $(LONG),--long) $(if $(OUT),--out $(OUT))
+
+KILLS ?= 20
+SEED  ?= 1
+chaos: install ## kill, pause and break everything under load: KILLS=20 SEED=1; ends with one JSON line
+	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED)
 
 demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
 	$(BIN)/tallygate demo
+
+bench: install ## Tallygate and its peers measured, three rounds each, about half an hour; pages and plots in load-tests/results
+	$(BIN)/python load-tests/compare.py all
 
 up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
 	$(BIN)/tallygate up
@@ -51,6 +60,10 @@ format: install ## let ruff format and fix
 lock: ## resolve pyproject.toml into requirements.lock (hashes, no hosts)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
 	  -o requirements.lock pyproject.toml lock-build.in
+
+lock-peers: ## the same for the peers of the bench
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  -o load-tests/peers/requirements.txt load-tests/peers/requirements.in
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -26,6 +26,7 @@ from tallygate.topologies.metrics import Metrics
 from tallygate.topologies.owner import OwnerLimits, PartitionOwner, Ports
 from tallygate.topologies.ports import CrashPoint, Pair
 from tallygate.topologies.tables import Position
+from tallygate.topologies.usage_runs import RunReader
 
 DAY_MS = topics.DAY_MS
 START_MS = 20_000 * DAY_MS
@@ -97,6 +98,9 @@ class MemoryTable:
 
     def get(self, key: bytes, /) -> bytes | None:
         return self.rows.get(key)
+
+    def get_many(self, keys: list[bytes], /) -> list[bytes | None]:
+        return [self.rows.get(key) for key in keys]
 
     def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         found = sorted((key, value) for key, value in self.rows.items() if begin <= key < end)
@@ -196,7 +200,7 @@ class Life:
         self.metrics = Metrics()
         self._position = 0
         self.done: list[str] = []
-        self.inbox = Inbox(Intake(1).read, steps or StepLimits())
+        self.inbox = Inbox(Intake(1).read, steps or StepLimits(), RunReader(1, rules or Rules()))
         ports = Ports(self, lambda: self.table, self, self, self, self, self.metrics, at)
         self.owner = PartitionOwner(0, name, ports, self, self.inbox, rules, limits)
 
@@ -271,6 +275,9 @@ class Life:
     @property
     def newest(self) -> Catalog:
         return self.world.newest
+
+    def version(self, number: int) -> Catalog | None:
+        return self.world.newest if self.world.newest.version == number else None
 
     async def reach(self, version: int) -> None:
         while self.world.newest.version < version:

@@ -1,7 +1,10 @@
 """A partition without a broker: the real core over rows in memory, with a clock moved by hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from tallygate.connectors.usage_batches import encode_batch
+from tallygate.pipeline.batches import duplicates
 from tallygate.pipeline.decide import decide
 from tallygate.pipeline.intake import Intake
 from tallygate.pipeline.replay import table_writes
@@ -18,6 +21,8 @@ from tallygate.schemas.instants import parse_instant
 from tallygate.schemas.journal import ENTRY_KIND, PARTITION_KEY, Entry, decode_record, split_key
 from tallygate.schemas.records import Record
 from tallygate.schemas.requests import OPS, Request, encode_request
+from tallygate.schemas.usage_batch import BatchId, batch_headers
+from tallygate.topologies.usage_runs import RunReader
 
 T0 = parse_instant("2026-01-01T00:00:00Z")
 
@@ -70,6 +75,8 @@ class Partition:
         self.journal: list[tuple[bytes, bytes | None]] = []
         self.transitions: list[Transition] = []
         self._intake = Intake(1)
+        self._runs = RunReader(1, self.rules)
+        self._sequence = 0
         self._offsets = {topics.USAGE: -1, topics.REQUESTS: -1}
 
     def ask(self, request: Request) -> Answer:
@@ -87,6 +94,24 @@ class Partition:
         """Take usage events now, a record each, in one chunk."""
         values = [event if isinstance(event, bytes) else encode_event(event) for event in events]
         return self.apply(*(self.record(topics.USAGE, value) for value in values))
+
+    def use_batches(self, *batches: Sequence[UsageEvent], groups_max: int = 1 << 30, producer: str = "p") -> None:
+        """Take batches of events now, a record each, as one run, so many groups a step."""
+        records = []
+        for events in batches:
+            self._offsets[topics.USAGE] += 1
+            self._sequence += 1
+            headers = tuple(batch_headers(BatchId(producer, 1, self._sequence)))
+            value = encode_batch([(e.subject, e.type, e.at, e.data) for e in events])
+            records.append(Record(topics.USAGE, 0, self._offsets[topics.USAGE], self.now, None, value, headers))
+        self.take_run(records, groups_max)
+
+    def take_run(self, records: Sequence[Record], groups_max: int = 1 << 30) -> None:
+        run = self._runs.read(records, self.catalog)
+        if known := duplicates(self.state, run.batches):
+            self._runs.without(run, known)
+        while not run.ended:
+            self.apply(run.next(groups_max))
 
     def tick(self, seconds: int) -> Transition:
         """Let time pass, and let the owner notice it."""
@@ -108,6 +133,8 @@ class Partition:
         for key, value in transition.records:
             self.journal.append((key, value))
             self.rows.apply(table_writes(key, value))
+        read_back = [write for key, value in transition.records for write in table_writes(key, value)]
+        assert list(transition.writes) == read_back, "an owner writes the same as whoever reads its journal"
         self.state.commit(transition)
         self.transitions.append(transition)
         return transition

@@ -195,6 +195,42 @@ def test_two_members_share_and_nobody_opens_what_the_other_has_not_closed(group:
     in_turn(group)
 
 
+def test_a_member_that_comes_or_goes_moves_only_what_it_must(group: Group) -> None:
+    first = group.join()
+    wait(lambda: first.opened() == [0, 1, 2, 3], group)
+    second = group.join()
+    wait(lambda: len(first.opened()) == 2 and len(second.opened()) == 2, group)
+    kept, moved = first.opened(), second.opened()
+    group.fill(50)
+    second.signal(signal.SIGTERM)
+    assert second.exit_code() == 0
+    wait(lambda: first.opened() == [0, 1, 2, 3], group)
+    group.fill(50)
+    wait(group.has_taken(100), group)
+    assert [group.taken(t, p) for t in group.topics for p in range(PARTITIONS)] == [list(range(100))] * 8
+    assert {p: len(first.said("opening", partition=p)) for p in range(PARTITIONS)} == {
+        p: 1 if p in kept else 2 for p in range(PARTITIONS)
+    }
+    assert sorted(line["partition"] for line in first.said("closing")) == moved
+    in_turn(group)
+
+
+def test_a_member_with_a_name_finds_its_partitions_waiting(group: Group) -> None:
+    """A rolling restart moves nothing: the others neither close nor open anything, and what was its own is so again."""
+    one, two = group.join(instance_id="one"), group.join(instance_id="two")
+    wait(lambda: len(one.opened()) == 2 and len(two.opened()) == 2, group)
+    mine = one.opened()
+    openings, closings = len(two.said("opening")), len(two.said("closing"))
+    one.signal(signal.SIGTERM)
+    assert one.exit_code() == 0
+    group.fill(50)
+    again = group.join(instance_id="one")
+    wait(group.has_taken(50), group)
+    assert again.opened() == mine
+    assert (len(two.said("opening")), len(two.said("closing"))) == (openings, closings)
+    in_turn(group)
+
+
 def in_turn(group: Group) -> None:
     """For each partition: opening, closed, opening, closed, …, whoever it is."""
     for partition in range(PARTITIONS):
@@ -305,8 +341,8 @@ def test_a_rebalance_in_the_middle_of_an_opening_closes_it(group: Group) -> None
     wait(lambda: len(first.said("opening")) == PARTITIONS, group)
     second = group.join()
     wait(lambda: len(second.opened()) == 2, group)
-    assert len(first.said("closed")) == PARTITIONS
-    assert len(first.said("opening")) == PARTITIONS + 2
+    assert [line["partition"] for line in first.said("closed")] == second.opened()
+    assert len(first.said("opening")) == PARTITIONS
     assert not first.opened()
 
 

@@ -94,6 +94,31 @@ def test_two_workers_share_and_one_takes_over(brokers: str, asker: Asker, group:
     assert {count for (op, id, _), count in decided(brokers).items() if id.startswith("share-")} == {1}
 
 
+def opened(worker: WorkerProcess) -> list[int]:
+    """The partitions that it has opened, in order."""
+    return [int(number) for number in re.findall(r"partition (\d+) opened: term", worker.log())]
+
+
+def test_a_rolling_restart_moves_nothing(brokers: str, asker: Asker, group: str, tmp_path: Path) -> None:
+    one = WorkerProcess(brokers, tmp_path / "one", group=group, instance_id="one")
+    with one, WorkerProcess(brokers, tmp_path / "two", group=group, instance_id="two") as two:
+        for worker in (one, two):
+            until_owned(worker, PARTITIONS // 2)
+        before, keeps = opened(two), set(opened(two)[-PARTITIONS // 2 :])
+        asker.ask(*(grant(f"roll-g{n}", c) for n, c in CUSTOMERS.items()))
+        assert one.stop() == 0
+        # The other goes on meanwhile, for its own.
+        assert all(a.allowed for a in asker.ask(*(reserve(f"roll-a{n}", CUSTOMERS[n]) for n in keeps)))
+        with WorkerProcess(brokers, tmp_path / "one", group=group, instance_id="one") as again:
+            until_owned(again, PARTITIONS // 2)
+            assert all(a.allowed for a in asker.ask(*(reserve(f"roll-b{n}", c) for n, c in CUSTOMERS.items())))
+            assert set(opened(again)) == set(CUSTOMERS) - keeps
+            assert opened(two) == before
+            assert owned(two) == PARTITIONS // 2
+            assert again.stop() == 0
+        assert two.stop() == 0
+
+
 def test_bad_input_ends_as_dead_letter_or_refusal_and_the_partition_goes_on(
     brokers: str, asker: Asker, group: str, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import faust
 import uvloop
 
-from tallygate.topologies.transport import app_settings, chunk_topic, transport_of
+from tallygate.topologies.transport import app_settings, chunk_events, chunk_topic, transport_of
 
 OPTIONS = json.loads(sys.argv[1])
 FOLDER = Path(OPTIONS["folder"])
@@ -69,7 +69,10 @@ def main() -> None:
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     logging.getLogger("tallygate").setLevel(logging.INFO)
     settings = app_settings(
-        brokers=OPTIONS["brokers"], data_dir=FOLDER / f"faust-{os.getpid()}", session_timeout_ms=6000
+        brokers=OPTIONS["brokers"],
+        data_dir=FOLDER / f"faust-{os.getpid()}",
+        session_timeout_ms=6000,
+        instance_id=OPTIONS.get("instance_id"),
     )
     app = faust.App(OPTIONS["group"], **settings)
     transport = transport_of(app)
@@ -78,7 +81,7 @@ def main() -> None:
 
     @app.agent(chunk_topic(app, *TOPICS), name="accounts")
     async def accounts(stream: Any) -> None:
-        async for event in stream.noack().events():
+        async for event in chunk_events(app, stream):
             chunk = event.value
             if OPTIONS.get("agent_fails"):
                 raise RuntimeError("the agent failed")

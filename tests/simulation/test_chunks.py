@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from simulation.random_run import ACTIONS, Action
 from simulation.world import World
+from tallygate.pipeline.replay import forgotten_range, seen_key
 from tallygate.pipeline.transition import DeadLetter
+from tallygate.schemas.instants import DAY_MS
 from tallygate.schemas.journal import split_key
 
 TIMELESS = {
@@ -40,7 +42,7 @@ def told(seed: int, sizes: list[int]) -> Told:
     return (
         [reply.answer for transition in transitions for reply in transition.replies],
         [letter for transition in transitions for letter in transition.dead_letters],
-        [row for row in world.audit.partition.rows.items() if is_same(row[0])],
+        [row for row in world.audit.partition.rows.items() if is_same(row[0])] + remembered(world),
     )
 
 
@@ -53,4 +55,18 @@ def act(world: World, rng: random.Random, actions: dict[Action, int], steps: int
 
 
 def is_same(key: bytes) -> bool:
-    return key.startswith(b"\0seen") or (key[:1] != b"\0" and split_key(key)[1] != _WAKING)
+    return key[:1] != b"\0" and split_key(key)[1] != _WAKING
+
+
+def remembered(world: World) -> list[tuple[bytes, bytes]]:
+    """What is remembered of each id: of events that were counted together, the table holds it in another form."""
+    partition = world.audit.partition
+    begin, end = seen_key(0, b""), forgotten_range(1 << 50)[1]
+    days = {int.from_bytes(key[6:10], "big") for key, _ in partition.rows.scan(begin, end)}
+    found = []
+    for day in sorted(days):
+        keys = [key for key, _ in partition.rows.scan(seen_key(day, b""), seen_key(day + 1, b""))]
+        ids = [key[10:] for key in keys if len(key) == len(seen_key(0, b"")) + 16]
+        memories = partition.state.remembered(ids, day * DAY_MS, day * DAY_MS)
+        found += [(seen_key(day, id), b"\n".join(memories[id])) for id in ids]
+    return found

@@ -9,13 +9,25 @@ import pytest
 from command_line import CommandLine
 from tallygate.topologies.exits import MEANINGS
 
-RUNNING = ("up", "demo", "worker", "sink", "topics")
+RUNNING = ("up", "demo", "worker", "sink", "gateway", "topics", "audit", "acls", "doctor")
+KEYS = tuple(f"keys {name}" for name in ("create", "list", "rotate", "revoke"))
 PLANS = ("grant", "void-grant", "reset", "budget", "rate-limit", "subscribe", "customer")
 CREDITS = ("reserve", "settle", "release", "extend", "check", "estimate", "balance")
 CATALOG = tuple(f"catalog {name}" for name in ("apply", "diff", "show", "history", "import-prices", "example"))
 DATA = ("produce", "sql", "simulate", *CATALOG)
-COMMANDS = (*RUNNING, *PLANS, *CREDITS, *DATA)
-NOT_FOR_HELP = {"confluent_kafka", "faust", "chdb", "clickhouse_connect", "pydantic_settings", "aiokafka", "rocksdict"}
+BENCH = tuple(f"bench {name}" for name in ("usage", "decisions", "sink", "growth", "catalog"))
+COMMANDS = (*RUNNING, *KEYS, *PLANS, *CREDITS, *DATA, *BENCH)
+NOT_FOR_HELP = {
+    "confluent_kafka",
+    "faust",
+    "chdb",
+    "clickhouse_connect",
+    "pydantic_settings",
+    "aiokafka",
+    "rocksdict",
+    "starlette",
+    "uvicorn",
+}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_every_setting_is_in_the_table(name: str) -> None:
     [row] = re.findall(rf"^\| `{ENV_PREFIX}{name.upper()}` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
     field = Settings.model_fields[name]
     assert row[1] == field.description
-    if field.default_factory is None and field.default not in ("", {}, frozenset()):
+    if field.default_factory is None and field.default not in ("", {}, frozenset(), None):
         assert row[0] == f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from tallygate.schemas import export, samples, samples_catalog, samples_requests
 from tallygate.schemas.answers import decode_answer
+from tallygate.schemas.audit import decode_audit
 from tallygate.schemas.catalog import decode_catalog
 from tallygate.schemas.catalog_file import read_catalog
 from tallygate.schemas.events import BATCH, UsageEvent, decode_events
 from tallygate.schemas.journal import DecisionRecord, decode_record
+from tallygate.schemas.keys import decode_keyed
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.published import decode_published
 from tallygate.schemas.reasons import Reason, Refused
@@ -32,6 +34,8 @@ READERS: dict[str, Callable[[bytes], Any]] = {
     "entry": decode_record,
     "published-": decode_published,
     "catalog": decode_catalog,
+    "key": decode_keyed,
+    "audit": decode_audit,
 }
 BOTH = [
     pytest.param(sample, form, id=f"{sample.name}.{form}") for sample in samples.SAMPLES for form in ("full", "minimal")
@@ -135,7 +139,7 @@ def test_bytes_with_a_field_of_tomorrow(sample: Sample) -> None:
 def test_nested_records_take_fields_of_tomorrow_too() -> None:
     entry = msgspec.json.decode(golden("entry.full.json"))
     whole = msgspec.json.encode(entry)
-    for name in ("causes", "postings", "usage", "balances", "seen"):
+    for name in ("causes", "postings", "usage", "balances", "seen", "counted"):
         entry[name] = [[*leg, "new"] for leg in entry[name]]
     for name in ("decisions", "alerts"):
         entry[name][0]["of_tomorrow"] = 1

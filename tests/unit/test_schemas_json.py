@@ -27,10 +27,12 @@ def valid(name: str, document: Any) -> bool:
 def test_every_wire_form_has_a_schema() -> None:
     assert NAMES == [
         "answer",
+        "audit",
         "catalog",
         "catalog-file",
         "decision",
         "journal-record",
+        "key",
         "posting",
         "published",
         "request",

@@ -103,6 +103,7 @@ class Lane:
 
     `deliver` receives the chunks of one round; `trouble` is called once, with what stopped the lane. Both run on the
     event loop. `client_config` is librdkafka's own (security settings, for instance) and wins over the lane's.
+    `record` makes what a chunk holds of a client's message, in the lane's thread.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Lane:
         loop: asyncio.AbstractEventLoop,
         limits: LaneLimits | None = None,
         client_config: Mapping[str, Any] | None = None,
+        record: Callable[[Partition, Any], Any] = record_of,
     ) -> None:
         self.name = name
         self._brokers = brokers
@@ -125,6 +127,7 @@ class Lane:
         self._loop = loop
         self._limits = limits or LaneLimits()
         self._client_config = dict(client_config or {})
+        self._record = record
         self._generations = itertools.count(1)
         self._current: dict[Partition, _Run] = {}  # the event loop's view; what is not here is not delivered
         self._runs: dict[Partition, _Run] = {}  # the thread's view
@@ -285,9 +288,9 @@ class Lane:
             run = self._runs.get(partition)
             if run is None or offset < run.next_offset:
                 continue  # of a dropped assignment, or of the part of a batch before the start offset
-            record = record_of(partition, message)
+            record = self._record(partition, message)
             run.next_offset = offset + 1
-            size = len(record.value) if record.value else 0
+            size = len(message)
             _, records, total = open_chunks.get(partition) or (run, [], 0)
             if records and total + size > bytes_max:
                 chunks.append(self._chunk(partition, run, records, total))

@@ -1,14 +1,20 @@
-"""Usage batches as bytes: columns in, one Arrow IPC stream out. `schemas/usage-batch.md` specifies the format."""
+"""Usage batches as bytes: events or columns in, one Arrow IPC stream out. `schemas/usage-batch.md` is the format."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final
 
 import pyarrow as pa
 
-from tallygate.schemas.usage_batch import BYTES_MAX, EVENTS_MAX
+from tallygate.schemas.usage_batch import BYTES_MAX, EVENTS_MAX, SUBJECT, TIME, TYPE
 
-STRINGS = pa.dictionary(pa.int32(), pa.string())
-UTC_MS = pa.timestamp("ms", tz="UTC")
+UTC_MS: Final = pa.timestamp("ms", tz="UTC")
+_DECIMALS: Final = pa.decimal128(38, 9)
+
+#: What an event's property may be.
+Value = str | int | Decimal | bool
+#: One event: customer, type, instant in ms (None: when it arrives), data.
+Event = tuple[str, str, int | None, Mapping[str, Value]]
 
 
 class BatchTooLarge(ValueError):
@@ -30,3 +36,41 @@ def encode_columns(columns: Mapping[str, Any]) -> bytes:
     if len(value) > BYTES_MAX:
         raise BatchTooLarge(f"{len(value)} bytes: at most {BYTES_MAX} in a batch")
     return value
+
+
+def encode_batch(events: Sequence[Event]) -> bytes:
+    """The value of a batch record that holds these events; raises BatchTooLarge."""
+    subjects, types, times, data = zip(*events, strict=True)
+    columns = {SUBJECT: _strings(subjects), TYPE: _strings(types)}
+    if any(at is not None for at in times):
+        columns[TIME] = pa.array(times, pa.int64()).view(UTC_MS)
+    first = data[0]
+    names: Sequence[str] = list(first)
+    if any(each.keys() != first.keys() for each in data):
+        names = list(dict.fromkeys(name for each in data for name in each))
+    for name in names:
+        columns[name] = _column([each.get(name) for each in data])
+    return encode_columns(columns)
+
+
+def _strings(texts: Sequence[str | None]) -> pa.Array:
+    return pa.array(texts, pa.string()).dictionary_encode()
+
+
+def _column(values: list[Any]) -> pa.Array:
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {int}:
+        try:
+            return pa.array(values, pa.int64())
+        except (OverflowError, pa.ArrowInvalid):
+            kinds = {Decimal}
+    if kinds == {bool}:
+        return pa.array(values, pa.bool_())
+    if kinds <= {int, Decimal}:
+        return pa.array([value if value is None else Decimal(value) for value in values], _DECIMALS)
+    return _strings([value if value is None else _text(value) for value in values])
+
+
+def _text(value: Value) -> str:
+    """As the other form of usage events would have it as a dimension."""
+    return value if isinstance(value, str) else str(value).lower()

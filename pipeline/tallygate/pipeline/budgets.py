@@ -123,10 +123,23 @@ def consume(draft: AccountDraft, found: list[Level], at: int, cause: int) -> Non
         draft.scopes.put(row.id, _alerted(draft, level, row, at, cause))
 
 
+def reports(budget: BudgetRow) -> bool:
+    """Whether there is any threshold to be reported."""
+    return bool(budget.thresholds) or not budget.hard or budget.observe
+
+
+def would_report(budget: BudgetRow, row: ScopeRow, more_nanos: int) -> bool:
+    """Whether so much more use in a scope may change what has been reported of it."""
+    if row.alerted and budget.limit_nanos > row.alerted_limit_nanos:
+        return True
+    after = _reached(budget, replace(row, used_nanos=row.used_nanos + more_nanos))
+    return any(each > row.alerted for each in after)
+
+
 def _alerted(draft: AccountDraft, level: Level, row: ScopeRow, at: int, cause: int) -> ScopeRow:
     """Report each threshold that is reached and was not before: in this period, of a limit no lower than now."""
     budget, reported = level.budget, row.alerted
-    if not budget.thresholds and budget.hard and not budget.observe:
+    if not reports(budget):
         return row
     if reported and budget.limit_nanos > row.alerted_limit_nanos:  # raised: it may be reached no more
         reported = min(reported, max(_reached(budget, level.scope), default=0))

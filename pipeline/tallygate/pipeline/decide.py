@@ -9,10 +9,22 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import commands, grants, holds, reservations, usage
+from tallygate.pipeline import batches, commands, grants, holds, hours, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
-from tallygate.pipeline.replay import due_customer, due_instant, due_range
+from tallygate.pipeline.gathering import Gathering, Member
+from tallygate.pipeline.memory import encode_memory
+from tallygate.pipeline.replay import (
+    OF_HOURS,
+    Write,
+    counted_writes,
+    due_customer,
+    due_instant,
+    due_range,
+    hour_write,
+    seen_write,
+    table_writes,
+)
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import (
@@ -24,6 +36,7 @@ from tallygate.pipeline.transition import (
     Tick,
     Transition,
     UsageInput,
+    UsageRunInput,
 )
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import (
@@ -34,7 +47,9 @@ from tallygate.schemas.journal import (
     PoolBalance,
     encode_record,
     entry_key,
+    producer_key,
     row_key,
+    split_key,
 )
 from tallygate.schemas.reasons import Refused
 
@@ -47,26 +62,34 @@ def decide(
     """Everything that follows from these inputs."""
     draft = Draft(state, state.tariff(catalog), rules)
     reads_only = catalog.version == state.row.catalog
+    draft.look_up(inputs)
     for each in inputs:
         match each:
             case RequestInput():
                 draft.meet(each.source)
+                _count(draft, each.request.customer)
                 commands.answer(draft, each, advanced(draft, each.request.customer))
                 reads_only = reads_only and isinstance(each.request, commands.READS)
             case UsageInput():
                 draft.meet(each.source)
-                _usage(draft, each)
+                if not _gather(draft, each):
+                    _usage(draft, each)
+                reads_only = False
+            case UsageRunInput():
+                _run(draft, each)
                 reads_only = False
             case RefusedInput():
                 draft.meet(each.source)
                 _refused(draft, each)
                 reads_only = False
             case Tick():
-                draft.stream_at = max(draft.stream_at, each.at)
+                draft.move_on(each.at)
+                _count_all(draft)
                 _tick(draft)
                 reads_only = False
             case _:
                 assert_never(each)
+    _count_all(draft)
     return _finish(draft, reads_only)
 
 
@@ -102,6 +125,8 @@ def _tick(draft: Draft) -> None:
         if account.row is not None and account.row.due_at != due_instant(key):
             # The table was resumed and did not see every move of the account: compaction had taken some by then.
             account.row = replace(account.row, was_due_at=due_instant(key))
+    hours.end_closed(draft)
+    batches.forget_idle(draft)
 
 
 def _refused(draft: Draft, each: RefusedInput) -> None:
@@ -111,8 +136,51 @@ def _refused(draft: Draft, each: RefusedInput) -> None:
         draft.refuse(each.route, each.id, "unknown", each.customer, each.reason, each.message)
 
 
+def _gather(draft: Draft, each: UsageInput) -> bool:
+    """Gather a record's events by customer, if all of them are of the ordinary sort."""
+    source = each.source
+    latest = draft.stream_at + draft.rules.future_ms_max
+    members = []
+    for event, id in zip(each.events, draft.digests(each), strict=True):
+        weighed = draft.state.scales.weigh(event, source.at)
+        if weighed is None or weighed.at > latest:
+            return False
+        members.append(Member(event, id, source.topic, source.partition, source.offset, draft.stream_at, weighed))
+    for one in members:
+        if draft.knows(one.digest):
+            draft.duplicates += 1
+            continue
+        customer = one.event.subject
+        gathered = draft.gathered.get(customer)
+        if gathered is not None and gathered.account.due_at and gathered.account.due_at <= draft.stream_at:
+            _count(draft, customer)
+            gathered = None
+        if gathered is None:
+            gathered = draft.gathered[customer] = Gathering(advanced(draft, customer), draft.stream_at)
+            gathered.account.know(draft.stream_at)
+        draft.take_id(one.digest)
+        draft.events += 1
+        gathered.add(one, draft.rules.grace_ms)
+    return True
+
+
+def _count(draft: Draft, customer: str) -> None:
+    """Count what was gathered of a customer, before anything else looks at the account."""
+    gathered = draft.gathered.pop(customer, None)
+    if gathered is not None:
+        usage.count_gathered(draft, gathered)
+
+
+def _count_all(draft: Draft) -> None:
+    for gathered in draft.gathered.values():
+        usage.count_gathered(draft, gathered)
+    draft.gathered.clear()
+
+
 def _usage(draft: Draft, each: UsageInput) -> None:
     """Count a record's events: all of them, or none and the record is a dead letter."""
+    for event in each.events:
+        _count(draft, event.subject)
     try:
         read = usage.read(draft, each.events, each.source)
     except Refused as refused:
@@ -123,17 +191,43 @@ def _usage(draft: Draft, each: UsageInput) -> None:
         usage.take(draft, advanced(draft, one.event.subject), one, each.source)
 
 
+def _run(draft: Draft, each: UsageRunInput) -> None:
+    """Count some customers of a run of batches; it is applied with the last of them."""
+    assert each.catalog == draft.tariff.version, "groups are made under the catalog that they are counted under"
+    assert each.source.offset > draft.applied.get(each.source.topic, -1), f"{each.source} is applied already"
+    draft.stream_at = max(draft.stream_at, each.source.at)
+    if each.first:
+        assert draft.run is None, "one run at a time"
+        batches.begin(draft, each)
+    else:
+        assert draft.run is not None
+        assert draft.run.upto == each.source.offset, f"the run under way is another: {draft.run}"
+    for customer, groups in each.customers:
+        _count(draft, customer)
+        batches.count(draft, advanced(draft, customer), groups, each)
+    batches.end(draft, each)
+
+
 def _finish(draft: Draft, reads_only: bool) -> Transition:
     for account in draft.accounts.values():
         _file_due(account, draft.stream_at)
     accounts = tuple(account for account in draft.accounts.values() if account.changed)
     if reads_only and not accounts:
         return Transition(replies=tuple(draft.replies), outcomes=tuple(draft.outcomes))
-    records: list[tuple[bytes, bytes | None]] = []
+    records: list[Write] = []
+    writes: list[Write] = []
     for account in accounts:
-        records.extend(_records(account, draft))
-    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version)
+        _write(account, draft, records, writes)
+    for producer, at in draft.producers.items():
+        records.append((producer_key(producer), None if at is None else encode_record(at)))
+        writes += table_writes(*records[-1])
+    ended = _ended(draft)
+    for key in ended:
+        records.append((key, None))
+        writes += table_writes(key, None)
+    row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version, draft.run)
     records.append((PARTITION_KEY, encode_record(row)))
+    writes.append(records[-1])
     return Transition(
         records=tuple(records),
         replies=tuple(draft.replies),
@@ -142,8 +236,21 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
         events=draft.events,
         duplicates=draft.duplicates,
         row=row,
+        writes=tuple(writes),
         drafts=accounts,
+        ended=ended,
     )
+
+
+def _ended(draft: Draft) -> tuple[bytes, ...]:
+    """The rows of closed hours that go. Where a later one has taken the place of a usage row, that one is written."""
+    found = []
+    for key in draft.hours.ended:
+        customer, kind, id = split_key(key)
+        account = draft.accounts.get(customer)
+        if account is None or kind != "usage" or id not in account.usage.changes:
+            found.append(key)
+    return tuple(found)
 
 
 def _file_due(account: AccountDraft, stream_at: int) -> None:
@@ -157,22 +264,30 @@ def _file_due(account: AccountDraft, stream_at: int) -> None:
     account.row = replace(row, due_at=due_at, was_due_at=row.due_at)
 
 
-def _records(account: AccountDraft, draft: Draft) -> list[tuple[bytes, bytes | None]]:
-    records: list[tuple[bytes, bytes | None]] = []
+def _write(account: AccountDraft, draft: Draft, records: list[Write], writes: list[Write]) -> None:
+    """Add an account's journal records, and what they come to in the local table."""
     customer = account.customer
     if account.row is not account.account.row:
         assert isinstance(account.row, AccountRow)
         records.append((row_key(customer, "account"), encode_record(account.row)))
+        writes += table_writes(*records[-1])
     for kind, table in account.tables():
         for id, row in table.changes.items():
             if row is not None:
                 records.append((row_key(customer, kind, id), encode_record(row)))
             elif id in table.base:
                 records.append((row_key(customer, kind, id), None))
+            else:
+                continue
+            writes.append(records[-1])
+            if kind in OF_HOURS:
+                writes.append(hour_write(*records[-1]))
     entry = _entry(account, draft)
     if entry is not None:
         records.append((entry_key(customer), encode_record(entry)))
-    return records
+        for counted, digests in account.counted:
+            writes += counted_writes(entry.at, digests, encode_memory(counted))
+        writes += [seen_write(entry.at, seen) for seen in entry.seen]
 
 
 def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
@@ -190,6 +305,7 @@ def _entry(account: AccountDraft, draft: Draft) -> Entry | None:
         balances=_balances(account),
         seen=tuple(account.seen),
         alerts=tuple(account.alerts),
+        counted=tuple([counted for counted, _ in account.counted]),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from tallygate.schemas.journal import HeldShare
+from tallygate.schemas.journal import COST_COLUMN, CountedEvents, HeldShare
 from tallygate.schemas.requests import Request
 
 
@@ -76,10 +76,39 @@ class CountedEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     voided: bool = False
 
 
+def one_of(counted: CountedEvents, number: int) -> CountedEvent:
+    """What is remembered of one event that was counted together with others."""
+    quantities = {meter: column[number] for meter, column in zip(counted.meters, counted.quantities, strict=True)}
+    charges, total = [], 0
+    for each in counted.charges:
+        cost = each.costs[number]
+        total += cost
+        if cost and each.grant:
+            paid = Payment(each.grant, each.pool, cost, each.category, each.price_nanos)
+            charges.append(Charge(each.feature, each.pool, cost, (paid,)))
+        elif cost:
+            charges.append(Charge(each.feature, each.pool, cost, (), cost))
+    parts = [
+        (share.id, total if share.column == COST_COLUMN else counted.quantities[share.column][number])
+        for share in counted.shares
+    ]
+    return CountedEvent(
+        counted.type,
+        counted.times[number],
+        counted.counted_at,
+        quantities,
+        counted.dimensions,
+        tuple(charges),
+        tuple(HeldShare(id, nanos) for id, nanos in parts if nanos),
+        counted.late,
+    )
+
+
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _remembered: msgspec.json.Decoder[Remembered] = msgspec.json.Decoder(Remembered)
 _counted: msgspec.json.Decoder[CountedEvent] = msgspec.json.Decoder(CountedEvent)
+_counted_events: msgspec.json.Decoder[CountedEvents] = msgspec.json.Decoder(CountedEvents)
 _ended: msgspec.json.Decoder[EndedHold] = msgspec.json.Decoder(EndedHold)
 
 
@@ -94,7 +123,7 @@ def content_of(request: Request) -> str:
     return blake2b(_encode_sorted(request), digest_size=16).hexdigest()
 
 
-def encode_memory(memory: Remembered | EndedHold | CountedEvent) -> bytes:
+def encode_memory(memory: Remembered | EndedHold | CountedEvent | CountedEvents) -> bytes:
     return _encode(memory)
 
 
@@ -104,6 +133,11 @@ def decode_remembered(memory: bytes) -> Remembered:
 
 def decode_ended(memory: bytes) -> EndedHold:
     return _ended.decode(memory)
+
+
+def decode_counted_events(value: bytes) -> CountedEvents:
+    """Of a group's record in the local table, which begins with an instant."""
+    return _counted_events.decode(value.partition(b" ")[2])
 
 
 def decode_counted(memory: bytes) -> CountedEvent:

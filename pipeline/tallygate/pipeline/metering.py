@@ -4,7 +4,7 @@ A meter's hour is a sum, a count, the least, greatest or latest value, or the nu
 to its bill is what it adds to a sum or count, by how much it raises the greatest value, or whether a value is new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Final
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.tariff import Tariff
+from tallygate.pipeline.usage_groups import Figure
 from tallygate.schemas.amounts import NANOS, AmountError, quantity_nanos
 from tallygate.schemas.catalog import Feature, Meter
 from tallygate.schemas.events import NAME_MAX, UsageEvent
@@ -42,7 +43,7 @@ def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
     data = event.data
     counts = False
     for meter in meters:
-        if meter.where and not _matches(meter, data):
+        if meter.where and not matches(meter, data):
             counts = True
             continue
         if meter.aggregation == "count":
@@ -57,7 +58,7 @@ def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
     if not quantities and not counts:
         wanted = ", ".join(sorted(meter.value for meter in meters))
         raise Refused(Reason.QUANTITY_INVALID, f"data has none of: {wanted}")
-    dimensions = _dimensions(meters, data)
+    dimensions = dimensions_of(meters, data)
     at = event.at
     if at is None:
         at = arrived_at
@@ -66,7 +67,8 @@ def measure(tariff: Tariff, event: UsageEvent, arrived_at: int) -> Measured:
     return Measured(event, at, quantities, values, dimensions)
 
 
-def _matches(meter: Meter, data: dict[str, object]) -> bool:
+def matches(meter: Meter, data: Mapping[str, object]) -> bool:
+    """Whether the meter counts an event with these properties."""
     return all(_text(data.get(name)) in wanted for name, wanted in meter.where.items())
 
 
@@ -77,17 +79,22 @@ def _quantity(meter: Meter, value: object) -> int:
         raise Refused(Reason.QUANTITY_INVALID, f"data.{meter.value}: {error}") from None
 
 
-def _dimensions(meters: list[Meter], data: dict[str, object]) -> dict[str, str]:
+def dimensions_of(meters: list[Meter], data: dict[str, object]) -> dict[str, str]:
+    """What of an event's data its meters keep; `Refused` where that is no dimension."""
     found = {}
     for meter in meters:
         for name in meter.dimensions:
             if name in found or data.get(name) is None:
                 continue
-            value = _text(data[name])
-            if value is None or not 0 < len(value) <= NAME_MAX or not value.isprintable():
-                raise Refused(Reason.MALFORMED, f"data.{name}: a dimension is 1 to {NAME_MAX} printable characters")
-            found[name] = value
+            found[name] = dimension(name, _text(data[name]))
     return found
+
+
+def dimension(name: str, value: str | None) -> str:
+    """A property's text as a dimension; `Refused` where it cannot be one."""
+    if value is None or not 0 < len(value) <= NAME_MAX or not value.isprintable():
+        raise Refused(Reason.MALFORMED, f"data.{name}: a dimension is 1 to {NAME_MAX} printable characters")
+    return value
 
 
 def _text(value: object) -> str | None:
@@ -135,13 +142,15 @@ def record(
     hour = at - at % HOUR_MS
     billed: dict[str, int] = {}
     for name, quantity, meter, kept, id in _hours(tariff, quantities, dimensions, hour):
-        row = draft.usage_row(id) or UsageRow(name, hour, kept)
+        row = draft.usage_hour(id, name, hour, kept, meter.aggregation if meter else "sum")
         added, total, latest_at = quantity, row.quantity_nanos + quantity, row.latest_at
         if meter is not None and meter.aggregation not in _ADDITIVE:
             total, added = _aggregated(draft, meter, row, id, quantity, at, (values or {}).get(name, ""))
             latest_at = max(latest_at, at) if meter.aggregation == "latest" else 0
         late_events = row.late_events + late
-        draft.usage.put(id, UsageRow(name, hour, kept, total, row.events + 1, late_events, latest_at))
+        draft.usage.put(
+            id, UsageRow(name, hour, kept, total, row.events + 1, late_events, latest_at, row.since, row.aggregation)
+        )
         draft.deltas.append(UsageDelta(name, hour, kept, quantity, 1, int(late), cause))
         billed[name] = added
     return billed
@@ -168,22 +177,38 @@ def _aggregated(
     draft: AccountDraft, meter: Meter, row: UsageRow, id: str, quantity: int, at: int, value: str
 ) -> tuple[int, int]:
     """The hour's quantity with one more value, and what that adds to the bill."""
-    before = row.quantity_nanos
+    before, closed = row.quantity_nanos, draft.hours.is_closed(row.hour)
     match meter.aggregation:
         case "min":
             return (min(before, quantity) if row.events else quantity), 0
         case "max":
-            return max(before, quantity), max(0, quantity - before)
+            return max(before, quantity), 0 if closed else max(0, quantity - before)
         case "latest":
             return (quantity if at >= row.latest_at else before), 0
         case "unique":
-            value_id = f"{id}\0{blake2b(value.encode(), digest_size=16).hexdigest()}"
-            if draft.has_value(value_id):
-                return before, 0
-            draft.values.put(value_id, ValueRow(at))
-            return before + NANOS, NANOS
+            new = 0 if closed else _is_new(draft, id, value, at)
+            return before + new, new
         case other:
             raise AssertionError(f"no such aggregation: {other}")
+
+
+def _is_new(draft: AccountDraft, id: str, value: str, at: int) -> int:
+    """Remember a value of a usage row; one, if it was not met before."""
+    value_id = f"{id}\0{blake2b(value.encode(), digest_size=16).hexdigest()}"
+    if draft.has_value(value_id):
+        return 0
+    draft.values.put(value_id, ValueRow(at))
+    return NANOS
+
+
+def add_figure(draft: AccountDraft, meter: Meter, row: UsageRow, id: str, figure: Figure) -> tuple[int, int, int]:
+    """The hour's quantity with a whole group's, what that adds to the bill, and the instant of the latest value."""
+    if meter.aggregation == "unique":
+        closed = draft.hours.is_closed(row.hour)
+        new = 0 if closed else sum(_is_new(draft, id, value, figure.at) for value in figure.values)
+        return row.quantity_nanos + new, new, 0
+    total, added = _aggregated(draft, meter, row, id, figure.quantity_nanos, figure.at, "")
+    return total, added, max(row.latest_at, figure.at) if meter.aggregation == "latest" else 0
 
 
 def unrecord(
@@ -198,11 +223,13 @@ def unrecord(
     """Take an event's quantities out of its hour again: of sums and counts, the others cannot be undone."""
     hour = at - at % HOUR_MS
     for name, quantity, meter, kept, id in _hours(tariff, quantities, dimensions, hour):
-        row = draft.usage_row(id)
-        if row is None or meter is None or meter.aggregation not in _ADDITIVE:
+        if meter is None or meter.aggregation not in _ADDITIVE:
             continue
-        left = max(0, row.quantity_nanos - quantity)
-        late_events = max(0, row.late_events - late)
-        events = max(0, row.events - 1)
+        if draft.usage_row(id) is None and not draft.hours.is_closed(hour):
+            continue  # counted under other dimensions of the meter
+        row = draft.usage_hour(id, name, hour, kept, meter.aggregation)
+        left, events, late_events = row.quantity_nanos - quantity, row.events - 1, row.late_events - late
+        if not row.since:
+            left, events, late_events = max(0, left), max(0, events), max(0, late_events)
         draft.usage.put(id, replace(row, quantity_nanos=left, events=events, late_events=late_events))
         draft.deltas.append(UsageDelta(name, hour, kept, -quantity, -1, -int(late), cause))

@@ -9,6 +9,7 @@ those meters kept, their own time to the hour. What cannot be known is assumed, 
 * A call that was allowed then and is denied now has done no work: its settle, release and extensions are left out.
 * An event passes the `where` of a meter of the same name as the one that counted it, unless its dimensions say no.
 * Each value of a `unique` meter is a new one.
+* Events that were counted together are equal parts of their sum.
 """
 
 from collections import Counter
@@ -17,13 +18,13 @@ from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from tallygate.pipeline.simulation import Simulation, Step
-from tallygate.pipeline.usage import VOIDED
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.answers import LimitState
 from tallygate.schemas.catalog import CREDITS_UNIT, Catalog, Meter
-from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.events import VOIDED, UsageEvent
 from tallygate.schemas.instants import HOUR_MS, to_datetime
 from tallygate.schemas.journal import DecisionRecord, scope_text
 from tallygate.schemas.reasons import DENIALS, Reason
@@ -166,9 +167,11 @@ class Past:
                     yield Call(Step(first.at, _void(event), "the record"), order)
             else:
                 self.notes["voids of events from before are left out"] += 1
-        if counted:
-            events = self._measured(counted, f"{first.offset}/{first.cause}")
-            self._counted.setdefault(_content(counted, 1), []).append(events)
+        if any(each.events > 1 for each in counted):
+            self.notes["events that were counted together are taken for equal parts of their sum"] += 1
+        for number, part in enumerate(_parts(counted)):
+            events = self._measured(part, f"{first.offset}/{first.cause}/{number}")
+            self._counted.setdefault(_content(part, 1), []).append(events)
             for event in events:
                 yield Call(Step(first.at, event, "the record"), order)
 
@@ -216,6 +219,19 @@ class Past:
         elif meter.aggregation != "count":
             data[meter.value] = from_nanos(each.quantity_nanos)
         return data
+
+
+def _parts(deltas: list[PastUsage]) -> Iterator[list[PastUsage]]:
+    """What was counted together, as so many single events; what does not divide falls to the last of them."""
+    for count in dict.fromkeys(each.events for each in deltas):
+        alike = [each for each in deltas if each.events == count]
+        for number in range(count):
+            parts = [divmod(each.quantity_nanos, count) for each in alike]
+            nanos = [part + (rest if number == count - 1 else 0) for part, rest in parts]
+            yield [
+                replace(each, number=each.number + number, events=1, quantity_nanos=own)
+                for each, own in zip(alike, nanos, strict=True)
+            ]
 
 
 def _content(deltas: Iterable[PastUsage], sign: int) -> tuple[tuple[Any, ...], ...]:

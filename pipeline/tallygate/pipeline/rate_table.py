@@ -1,5 +1,6 @@
 """The rates of one meter, found by a few look-ups however many models have prices of their own."""
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 from tallygate.schemas.catalog import Rate
@@ -20,6 +21,9 @@ class RateTable:
             values: _Values = tuple(rate.when[name] for name in names)
             shapes.setdefault(names, {}).setdefault(values, []).append((rank, rate))
         self._shapes = tuple(shapes.items())
+        self._begin = sorted(
+            {rate.since for by_values in shapes.values() for own in by_values.values() for _, rate in own}
+        )
 
     def find(self, dimensions: dict[str, str], at: int) -> Rate | None:
         """The rate that holds for these dimensions at an instant."""
@@ -32,3 +36,9 @@ class RateTable:
                     best = each
                     break
         return None if best is None else best[1]
+
+    def unchanged(self, at: int) -> tuple[int, int]:
+        """From when until when at least the rate is the same as at an instant: no other begins meanwhile."""
+        place = bisect_right(self._begin, at)
+        begins = self._begin[place - 1] if place else 0
+        return begins, self._begin[place] if place < len(self._begin) else 1 << 62

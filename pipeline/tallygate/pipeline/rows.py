@@ -16,6 +16,9 @@ class MemoryRows:
     def get(self, key: bytes, /) -> bytes | None:
         return self._values.get(key)
 
+    def get_many(self, keys: list[bytes], /) -> list[bytes | None]:
+        return [self._values.get(key) for key in keys]
+
     def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         keys = self._keys[bisect_left(self._keys, begin) : bisect_left(self._keys, end)]
         return [(key, self._values[key]) for key in (keys[:most] if most else keys)]

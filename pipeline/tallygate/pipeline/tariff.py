@@ -40,6 +40,13 @@ class Tariff:
             for rate in feature.rates:
                 rates.setdefault(rate.meter, []).append(rate)
         self._rates = {meter: RateTable(own) for meter, own in rates.items()}
+        #: When a rate begins to hold, and where a tier of a meter begins: events between two of them cost alike.
+        self.instants = tuple(sorted({rate.since for own in rates.values() for rate in own if rate.since}))
+        self.tiers = {
+            meter: tuple(sorted({tier.above_nanos for rate in own for tier in rate.tiers}))
+            for meter, own in rates.items()
+            if any(rate.tiers for rate in own)
+        }
         self._offers: dict[tuple[str, tuple[str, ...]], Offer] = {}
 
     def cost(self, meter: str, quantity: int, dimensions: dict[str, str], at: int) -> int:
@@ -58,8 +65,39 @@ class Tariff:
                 if quantity > tier.above_nanos:
                     price = tier.credits_nanos
             return _bounded(meter, (2 * quantity * price + rate.per_nanos) // (2 * rate.per_nanos))
+        raise self._unpriced(meter, dimensions)
+
+    def rate_at(self, meter: str, dimensions: dict[str, str], at: int) -> tuple[Rate | None, int, int]:
+        """The rate that holds at an instant (None: a meter without rates), and from when until when at least it does.
+
+        `Refused` where a meter has rates and none holds.
+        """
+        rates = self._rates.get(meter)
+        if rates is None:
+            return None, 0, 1 << 62
+        rate = rates.find(dimensions, at)
+        if rate is None:
+            raise self._unpriced(meter, dimensions)
+        return rate, *rates.unchanged(at)
+
+    @staticmethod
+    def _unpriced(meter: str, dimensions: dict[str, str]) -> Refused:
         named = ", ".join(f"{k}={v}" for k, v in sorted(dimensions.items()))
-        raise Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
+        return Refused(Reason.UNPRICED, f"no rate of meter {meter!r} holds for {named or 'no dimensions'} at that time")
+
+    def price(self, meter: str, call_nanos: int, dimensions: dict[str, str], at: int) -> tuple[int, int] | None:
+        """Nanos of credits for so many nanos of a meter, where each call has `call_nanos` of it; None: unpriced."""
+        rates = self._rates.get(meter)
+        if rates is None:
+            return 0, 1
+        rate = rates.find(dimensions, at)
+        if rate is None:
+            return None
+        price = rate.credits_nanos
+        for tier in rate.tiers:
+            if call_nanos > tier.above_nanos:
+                price = tier.credits_nanos
+        return price, rate.per_nanos
 
     def offer(self, plan: str, add_ons: tuple[str, ...]) -> Offer:
         """What a plan (empty: the default one) and add-ons give; names that this catalog does not know give nothing."""

@@ -3,8 +3,6 @@
 An event is priced by the rate card of its own time and burnt at stream time: the ledger never rewrites the past.
 """
 
-from typing import Final
-
 import msgspec
 from msgspec.structs import replace
 
@@ -13,18 +11,16 @@ from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.credits import Shares
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.entitlements import access, allowances, cost_of, offer_of
+from tallygate.pipeline.gathering import Gathering, count_together
 from tallygate.pipeline.memory import Charge, CountedEvent, Payment, decode_counted, digest, encode_memory
 from tallygate.pipeline.metering import Measured, measure, record
 from tallygate.pipeline.transition import Source
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.catalog import Feature
-from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.events import CORRECTIONS, VOIDED, UsageEvent
 from tallygate.schemas.instants import format_instant
 from tallygate.schemas.journal import Cause, HeldShare
 from tallygate.schemas.reasons import Reason, Refused
-
-VOIDED: Final = "tallygate.usage.voided"
-CORRECTED: Final = "tallygate.usage.corrected"
 
 
 class Correction(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +43,7 @@ def read(draft: Draft, events: tuple[UsageEvent, ...], source: Source) -> list[M
     found: list[Measured | Correction] = []
     earlier: dict[bytes, _Known] = {}
     for event in events:
-        if event.type in (VOIDED, CORRECTED):
+        if event.type in CORRECTIONS:
             found.append(_correction(draft, event, earlier))
             continue
         measured = measure(draft.tariff, event, source.at)
@@ -81,7 +77,7 @@ def _correction(draft: Draft, event: UsageEvent, earlier: dict[bytes, _Known]) -
     data = event.data.get("data")
     if not isinstance(data, dict):
         raise Refused(Reason.MALFORMED, f"{event.type} has the right data under `data`")
-    if before.type in (VOIDED, CORRECTED):
+    if before.type in CORRECTIONS:
         raise Refused(Reason.EVENT_UNKNOWN, f"{named[:80]!r} of {source[:80]!r} is itself a correction")
     corrected = replace(event, type=before.type, data=data, time=None)
     return Correction(event, id, measure(draft.tariff, corrected, before.at))
@@ -99,7 +95,8 @@ def take(draft: Draft, account: AccountDraft, one: Measured | Correction, source
     draft.events += 1
     if isinstance(one, Measured):
         late = draft.stream_at - one.at > draft.rules.grace_ms
-        draft.remember(account, own, encode_memory(_count(draft, account, one, event.type, late, cause)))
+        counted = _count(draft, account, one, event.type, late, cause, draft.stream_at)
+        draft.remember(account, own, encode_memory(counted))
         return
     draft.remember(account, own, encode_memory(CountedEvent(event.type, 0, draft.stream_at, {}, {}, voided=True)))
     memory = draft.seen(one.id)
@@ -110,12 +107,26 @@ def take(draft: Draft, account: AccountDraft, one: Measured | Correction, source
     corrections.undo(account, draft.tariff, before, own.hex(), draft.stream_at, cause)
     after = replace(before, voided=True)
     if one.after is not None:
-        after = _count(draft, account, one.after, before.type, before.late, cause)
+        after = _count(draft, account, one.after, before.type, before.late, cause, draft.stream_at)
     draft.remember(account, one.id, encode_memory(after))
 
 
-def _count(draft: Draft, account: AccountDraft, one: Measured, type: str, late: bool, cause: int) -> CountedEvent:
-    at = draft.stream_at
+def count_gathered(draft: Draft, gathered: Gathering) -> None:
+    """Put gathered events in force: together, or one after the other."""
+    if count_together(draft, gathered):
+        return
+    account = gathered.account
+    for each in gathered.members:
+        event = each.event
+        cause = account.cause(Cause(each.topic, each.partition, each.offset, event.id))
+        one, at = each.measured(), each.counted_at
+        counted = _count(draft, account, one, event.type, at - one.at > draft.rules.grace_ms, cause, at)
+        draft.remember(account, each.digest, encode_memory(counted))
+
+
+def _count(
+    draft: Draft, account: AccountDraft, one: Measured, type: str, late: bool, cause: int, at: int
+) -> CountedEvent:
     billed = record(account, draft.tariff, one.quantities, one.dimensions, one.at, late, cause, one.values)
     offer = offer_of(account, draft.tariff)
     by_feature: dict[str, dict[str, int]] = {}

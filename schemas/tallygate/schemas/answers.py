@@ -94,7 +94,8 @@ class Answer(
     `credits` is the cost decided on; `paid` says by which grants; `overage` what no grant covered; `balance` what is
     left in the feature's pools. `value` is that of a static entitlement, `affordable` answers an estimate, `would_deny`
     is what limits in observe mode would have said, `trace` the whole waterfall, on request. `late` marks a settle that
-    came after its hold had ended.
+    came after its hold had ended. `fallback`: no worker answered in time and the feature fails open; nothing is held,
+    and what the work took is to be reported as usage.
     """
 
     id: str
@@ -118,6 +119,7 @@ class Answer(
     affordable: dict[str, str] | None = None
     would_deny: tuple[Reason, ...] = ()
     trace: tuple[Step, ...] = ()
+    fallback: bool = False
 
 
 encode_answer = msgspec.json.Encoder().encode

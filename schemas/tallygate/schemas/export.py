@@ -14,13 +14,15 @@ from typing import Any, Final
 
 import msgspec
 
-from tallygate.schemas import samples, samples_catalog, samples_published, samples_requests
+from tallygate.schemas import samples, samples_catalog, samples_keys, samples_published, samples_requests
 from tallygate.schemas.amounts import AMOUNT_SCHEMA
 from tallygate.schemas.answers import Answer
+from tallygate.schemas.audit import AuditRecord
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.events import BATCH, ID_MAX, UsageEvent, encode_event
 from tallygate.schemas.journal import DecisionRecord, Journaled
+from tallygate.schemas.keys import Keyed
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.names import NAME_MAX, NAME_PATTERN
 from tallygate.schemas.published import Published
@@ -61,6 +63,11 @@ def schema_files() -> dict[str, bytes]:
     return {f"{name}.schema.json": _written(schema) for name, schema in _schemas()}
 
 
+def schema_documents() -> dict[str, Json]:
+    """Name → JSON Schema."""
+    return dict(_schemas())
+
+
 def _written(schema: Json) -> bytes:
     return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
 
@@ -73,6 +80,8 @@ def _schemas() -> Iterator[tuple[str, Json]]:
     yield "posting", _document("Posting", Posting, (samples.POSTING,), text=_POSTING_TEXT)
     yield "decision", _document("Decision", DecisionRecord, (samples.DECISION,), text=_DECISION_TEXT)
     yield "published", _document("Published", Published, samples_published.PUBLISHED, text=_PUBLISHED_TEXT)
+    yield "key", _document("Key", Keyed, samples_keys.KEYS, text=_KEY_TEXT)
+    yield "audit", _document("Audit", AuditRecord, (samples_keys.AUDIT,), text=_AUDIT_TEXT)
     yield "catalog", _document("Catalog", Catalog, (samples.CATALOG,), text=_CATALOG_TEXT)
     yield "catalog-file", _framed("Catalog file", CatalogFile.model_json_schema(), [samples_catalog.FILE], _FILE_TEXT)
 
@@ -95,6 +104,10 @@ _PUBLISHED_TEXT: Final = """
 A value on tallygate.decisions.v1, tallygate.postings.v1 or tallygate.alerts.v1, keyed by customer; `type` says which.
 Amounts are decimal strings, instants RFC 3339 in UTC. It comes at least once, each time with the same
 tallygate-record-id header. Readers ignore fields they do not know."""
+_KEY_TEXT: Final = """
+A value on tallygate.keys.v1: an API key of the gateway, without the key itself, or when one was last used."""
+_AUDIT_TEXT: Final = """
+A value on tallygate.audit.v1: an administrative change was asked for, or this is its outcome."""
 _CATALOG_TEXT: Final = "One immutable version of the catalog on tallygate.catalog.v1, keyed by its version number."
 _FILE_TEXT: Final = "The catalog as people write it in YAML, for `tallygate catalog apply`."
 
@@ -114,7 +127,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _framed(title: str, schema: Json, examples: list[Any], text: str) -> Json:
-    schema = _refined(schema)
+    schema = refined(schema)
     definitions = {"$defs": dict(sorted(schema.pop("$defs", {}).items()))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -127,13 +140,13 @@ def _framed(title: str, schema: Json, examples: list[Any], text: str) -> Json:
     }
 
 
-def _refined(node: Any) -> Any:
+def refined(node: Any) -> Any:
     """What neither msgspec nor pydantic says by itself: amounts, offsets, closed maps; and no OpenAPI keywords."""
     if isinstance(node, list):
-        return [_refined(part) for part in node]
+        return [refined(part) for part in node]
     if not isinstance(node, dict):
         return node
-    node = {key: _refined(part) for key, part in node.items() if not (key == "discriminator" and "anyOf" in node)}
+    node = {key: refined(part) for key, part in node.items() if not (key == "discriminator" and "anyOf" in node)}
     if node.get("format") == "decimal":
         del node["format"], node["type"]
         return AMOUNT_SCHEMA | node

@@ -170,7 +170,9 @@ class ScopeRow(_Row, frozen=True, tag="scope.v1"):
 class UsageRow(_Row, frozen=True, tag="usage.v1"):
     """One meter in one hour (`hour`: its start in ms, by event time) for one set of dimensions; absolute.
 
-    `quantity_nanos` is the sum, count, least, greatest, latest (of `latest_at`) or number of distinct values.
+    `quantity_nanos` is the sum, count, least, greatest, latest (of `latest_at`) or number of distinct values. A row
+    with `since` (stream time) holds what came after its hour was closed, beside what came before: `aggregation` says
+    how they make one. What is taken back there makes it negative.
     """
 
     meter: str
@@ -180,6 +182,8 @@ class UsageRow(_Row, frozen=True, tag="usage.v1"):
     events: int = 0
     late_events: int = 0
     latest_at: int = 0
+    since: int = 0
+    aggregation: str = ""
 
 
 class ValueRow(_Row, frozen=True, tag="value.v1"):
@@ -202,12 +206,36 @@ Row = (
 )
 
 
-class PartitionRow(msgspec.Struct, frozen=True, tag_field="row", tag="partition.v1"):
-    """Where the partition stands: per input topic the last offset applied, stream time, the catalog decided under."""
+class UsageRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run of batch records that is in force in part: up to offset `upto`, for customers up to `after` in order.
+
+    `skipped`: the records of it that count for nobody. `catalog`: the version that all of it is decided under.
+    """
+
+    upto: int
+    after: str
+    skipped: tuple[int, ...]
+    catalog: int
+
+
+class PartitionRow(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="row", tag="partition.v1"):
+    """Where the partition stands: per input topic the last offset applied, stream time, the catalog decided under.
+
+    `run`: batches behind the applied offset of the usage topic that are in force for some customers.
+    """
 
     applied: dict[str, int]
     stream_at: int
     catalog: int
+    run: UsageRun | None = None
+
+
+class ProducerRow(msgspec.Struct, frozen=True, tag_field="row", tag="producer.v1"):
+    """The last batch of a producer in this partition, and when it came (stream time)."""
+
+    epoch: int
+    sequence: int
+    at: int
 
 
 class OpenRow(msgspec.Struct, frozen=True, tag_field="row", tag="open.v1"):
@@ -276,6 +304,52 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     value: msgspec.Raw
 
 
+class GroupCharge(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a feature was charged for each of a group's events: all of it paid by one grant, or owed (`grant` empty)."""
+
+    feature: str
+    pool: str
+    grant: str
+    category: str
+    price_nanos: int
+    costs: list[int]
+
+
+#: In a `GroupShare`, the column of the events' whole costs.
+COST_COLUMN: Final = -1
+
+
+class GroupShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """That each of a group's events was counted in a budget or allowance: its quantity of `meters[column]`, or its
+    whole cost (`COST_COLUMN`).
+    """
+
+    id: str
+    column: int
+
+
+class CountedEvents(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Usage events that were counted together: what they have in common, then, event by event, what they do not.
+
+    They are of one customer, `type`, `source`, set of dimensions and hour. `quantities` has a column for each of
+    `meters`. `cause` is that of the first; `offsets` are of the usage topic. Their ids are taken, as those in `seen`.
+    """
+
+    cause: int
+    type: str
+    source: str
+    dimensions: dict[str, str]
+    late: bool
+    counted_at: int
+    ids: list[str]
+    offsets: list[int]
+    times: list[int]
+    meters: list[str]
+    quantities: list[list[int]]
+    charges: list[GroupCharge] = []
+    shares: list[GroupShare] = []
+
+
 class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
     """A budget's scope has reached a threshold (per cent of its limit), for the first time in its period."""
 
@@ -310,15 +384,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     balances: tuple[PoolBalance, ...] = ()
     seen: tuple[Seen, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    counted: tuple[CountedEvents, ...] = ()
 
 
-Journaled = Row | PartitionRow | OpenRow | Entry
+Journaled = Row | PartitionRow | ProducerRow | OpenRow | Entry
 
 # ---- keys ----
 
 SEPARATOR: Final = b"\0"
 PARTITION_KEY: Final = b"\0partition"
 OPEN_KEY: Final = b"\0open"
+_PRODUCER: Final = b"\0producer\0"
 ENTRY_KIND: Final = "entry"
 #: The kinds that make up an account sort before `usage`, so that one range scan loads an account without its history.
 ROW_KINDS: Final = (
@@ -337,6 +413,19 @@ ROW_KINDS: Final = (
 
 def row_key(customer: str, kind: str, id: str = "") -> bytes:
     return f"{customer}\0{kind}\0{id}".encode()
+
+
+def producer_key(producer: str) -> bytes:
+    return _PRODUCER + producer.encode()
+
+
+def producer_range() -> tuple[bytes, bytes]:
+    """The range of keys of all producers."""
+    return _PRODUCER, _PRODUCER[:-1] + b"\1"
+
+
+def producer_of(key: bytes) -> str:
+    return key[len(_PRODUCER) :].decode()
 
 
 def entry_key(customer: str) -> bytes:

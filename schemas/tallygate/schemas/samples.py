@@ -13,6 +13,7 @@ import msgspec
 from tallygate.schemas import answers, catalog, journal, ledger, samples_catalog
 from tallygate.schemas.events import UsageEvent
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.samples_keys import AUDIT, KEYS
 from tallygate.schemas.samples_published import PUBLISHED
 from tallygate.schemas.samples_requests import REQUESTS, WHO, Sample
 
@@ -98,6 +99,7 @@ ANSWER: Final = Sample(
             answers.Step("customer", True, Reason.ALLOWED),
             answers.Step("budgets", False, Reason.BUDGET_EXHAUSTED, (_LIMIT,)),
         ),
+        fallback=True,
     ),
     answers.Answer(
         id="call-7",
@@ -311,14 +313,26 @@ JOURNAL: Final = (
             events=1,
             late_events=1,
             latest_at=_AT + 250,
+            since=_AT + 691_200_000,
+            aggregation="latest",
         ),
         journal.UsageRow(meter="input_tokens", hour=_AT, dimensions={}),
     ),
     Sample("row-value", journal.ValueRow(at=_AT), journal.ValueRow(at=_AT)),
     Sample(
         "row-partition",
-        journal.PartitionRow(applied={"tallygate.requests.v1": 41, "tallygate.usage.v1": 7}, stream_at=_AT, catalog=3),
+        journal.PartitionRow(
+            applied={"tallygate.requests.v1": 41, "tallygate.usage.v1": 7},
+            stream_at=_AT,
+            catalog=3,
+            run=journal.UsageRun(upto=12, after="acme", skipped=(9,), catalog=3),
+        ),
         journal.PartitionRow(applied={}, stream_at=0, catalog=0),
+    ),
+    Sample(
+        "row-producer",
+        journal.ProducerRow(epoch=1_795_000_000_000, sequence=41, at=_AT),
+        journal.ProducerRow(epoch=0, sequence=0, at=0),
     ),
     Sample(
         "row-open",
@@ -347,6 +361,23 @@ JOURNAL: Final = (
                     "agents", {"agent": "drafter"}, "credits", 80, 500_000_000_000, 400_000_000_000, _AT, _AT, 0
                 ),
             ),
+            counted=(
+                journal.CountedEvents(
+                    0,
+                    "llm.call",
+                    "gateway/eu-1",
+                    WHO,
+                    False,
+                    _AT,
+                    ["e-1", "e-2"],
+                    [7, 9],
+                    [_AT - 2_000, _AT - 1_000],
+                    ["input_tokens"],
+                    [[500_000_000_000, 300_000_000_000]],
+                    [journal.GroupCharge("llm", "credits", "order-1", "paid", 20_000_000, [500_000_000, 300_000_000])],
+                    [journal.GroupShare("agents\0agent=drafter", journal.COST_COLUMN)],
+                ),
+            ),
         ),
         journal.Entry(customer="acme", at=_AT, catalog=0, causes=()),
     ),
@@ -354,4 +385,4 @@ JOURNAL: Final = (
 
 CATALOG: Final = Sample("catalog", samples_catalog.FULL, catalog.Catalog(version=1))
 
-SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG)
+SAMPLES: Final = (EVENT, *REQUESTS, ANSWER, POSTING, DECISION, *JOURNAL, *PUBLISHED, CATALOG, *KEYS, AUDIT)

@@ -18,6 +18,8 @@ DEAD_LETTERS: Final = "tallygate.dead-letters.v1"
 DECISIONS: Final = "tallygate.decisions.v1"
 POSTINGS: Final = "tallygate.postings.v1"
 ALERTS: Final = "tallygate.alerts.v1"
+KEYS: Final = "tallygate.keys.v1"
+AUDIT: Final = "tallygate.audit.v1"
 REPLIES_PREFIX: Final = "tallygate.replies."
 
 #: What a reply topic may be called, unless the operator lists others.
@@ -39,9 +41,21 @@ HEADER_SEQ: Final = "seq"
 HEADER_DEAD_REASON: Final = "tallygate-reason"
 HEADER_DEAD_MESSAGE: Final = "tallygate-message"
 HEADER_DEAD_SOURCE: Final = "tallygate-source"
+#: The original key, and what stands in front of the names of the original headers.
+HEADER_DEAD_KEY: Final = "tallygate-key"
+DEAD_ORIGINAL_PREFIX: Final = "original-"
+#: A dead letter that was sent again names its old place; a mark beside the letter names the new one.
+HEADER_REPLAYED_FROM: Final = "tallygate-replayed-from"
+HEADER_REPLAYED_TO: Final = "tallygate-replayed-to"
 
 #: Record header of decisions, postings and alerts: the same for a record that comes again.
 HEADER_RECORD_ID: Final = "tallygate-record-id"
+
+#: Group names that no group is joined under: librdkafka asks for one, and so does Kafka's authorizer. The sink notes in
+#: its own how far it is, for lag tools.
+GROUP_SINK: Final = "tallygate-sink"
+GROUP_READER: Final = "tallygate-reader"
+GROUP_CLIENT_PREFIX: Final = "tallygate-client-"
 
 #: A usage event's largest size on the wire, in bytes.
 EVENT_BYTES_MAX: Final = 64 * 1024
@@ -100,6 +114,8 @@ def topic_specs(partitions: int = PARTITIONS_DEFAULT, services: tuple[str, ...] 
         TopicSpec(DECISIONS, partitions, {"retention.ms": str(7 * DAY_MS), **large}),
         TopicSpec(POSTINGS, partitions, {"retention.ms": str(7 * DAY_MS)}),
         TopicSpec(ALERTS, partitions, {"retention.ms": str(30 * DAY_MS)}),
+        TopicSpec(KEYS, 1, {"cleanup.policy": "compact"}),
+        TopicSpec(AUDIT, 1, {"retention.ms": "-1", **large}),
     ]
     specs += [TopicSpec(reply_topic(s), REPLY_PARTITIONS, {"retention.ms": str(HOUR_MS)}) for s in services]
     return specs

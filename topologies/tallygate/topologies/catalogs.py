@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,10 @@ from tallygate.topologies.settings import Settings
 logger = logging.getLogger(__name__)
 
 
+#: A run of batches goes on under the version it began under; what takes less than a second sees few of them.
+VERSIONS_KEPT: Final = 8
+
+
 class CatalogFollower:
     """`ports.Catalogs` over Kafka: the highest version is the newest, whatever the order of the records."""
 
@@ -27,6 +32,7 @@ class CatalogFollower:
         self._cluster = cluster
         self._metrics = metrics
         self._newest = EMPTY
+        self._versions: dict[int, Catalog] = {}
         self._next_offset = 0
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._lane = Lane(
@@ -42,6 +48,9 @@ class CatalogFollower:
     @property
     def newest(self) -> Catalog:
         return self._newest
+
+    def version(self, number: int) -> Catalog | None:
+        return self._versions.get(number)
 
     async def start(self) -> None:
         """Returns when all that was in the topic is known."""
@@ -83,6 +92,9 @@ class CatalogFollower:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             logger.error("catalog record %d cannot be read and is not used: %s", record.offset, error)
             return
+        self._versions[catalog.version] = catalog
+        if len(self._versions) > VERSIONS_KEPT:
+            del self._versions[min(self._versions)]
         if catalog.version > self._newest.version:
             self._newest = catalog
             self._metrics.catalog.set(catalog.version)

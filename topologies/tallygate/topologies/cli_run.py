@@ -59,8 +59,8 @@ def up(
 
     settings = load_settings(kafka_brokers=brokers, data_dir=data_dir)
     out = console()
-    with contextlib.suppress(_StopAsked), contextlib.ExitStack() as stack:
-        stack.enter_context(_stop_on_signals())
+    with contextlib.suppress(StopAsked), contextlib.ExitStack() as stack:
+        stack.enter_context(stop_on_signals())
         note = stack.enter_context(claimed(settings.data_dir))
         check_addresses(settings)
         kafka = None
@@ -77,19 +77,19 @@ def up(
                 local.check()
 
 
-class _StopAsked(KeyboardInterrupt):
+class StopAsked(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or a closed terminal; event loops let this kind through."""
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """The first signal raises `_StopAsked`; further ones do nothing, so that everything is stopped in order."""
+def stop_on_signals() -> Iterator[None]:
+    """The first signal raises `StopAsked`; further ones do nothing, so that everything is stopped in order."""
     former: dict[signal.Signals, Any] = {}
 
     def on_signal(number: int, frame: object) -> None:
         for each in former:
             signal.signal(each, signal.SIG_IGN)
-        raise _StopAsked
+        raise StopAsked
 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         former[each] = signal.signal(each, on_signal)
@@ -158,9 +158,9 @@ def demo(
     from tallygate.topologies.demo import run_demo
 
     try:
-        with _stop_on_signals():
+        with stop_on_signals():
             agreed = run_demo(json, console())
-    except _StopAsked:
+    except StopAsked:
         raise typer.Exit(Exit.INTERRUPTED) from None
     if not agreed:
         raise typer.Exit(Exit.NO)
@@ -212,6 +212,36 @@ def sink(
 
 
 @app.command(rich_help_panel="Running it")
+def gateway(
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where it answers. Default: TALLYGATE_GATEWAY_ADDRESS.")
+    ] = None,
+    brokers: Brokers = None,
+    data_dir: DataDir = None,
+    metrics_address: MetricsAddress = None,
+) -> None:
+    """Answer over HTTP: decisions, usage, balances, administration. Start as many as you like; they hold no state.
+
+    Its keys are made with `tallygate keys create`; GET /openapi.json describes all of it.
+
+    \b
+    tallygate gateway
+    tallygate gateway --address 0.0.0.0:8086 --brokers kafka-1:9092
+    """
+    from tallygate.topologies.gateway import run_gateway
+    from tallygate.topologies.running import connect_settings
+
+    _log()
+    settings = connect_settings(
+        kafka_brokers=brokers,
+        data_dir=data_dir,
+        gateway_address=address,
+        gateway_metrics_address=metrics_address,
+    )
+    raise typer.Exit(run_gateway(settings))
+
+
+@app.command(rich_help_panel="Running it")
 def topics(
     service: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A service that will ask; may be repeated.")
@@ -235,7 +265,7 @@ def topics(
     from tallygate.connectors.kafka_admin import declare_topics
     from tallygate.schemas.topics import reply_topic, topic_specs
 
-    names = tuple(dict.fromkeys(("cli", *(service or ()))))
+    names = tuple(dict.fromkeys(("cli", "gateway", *(service or ()))))
     for name in names:
         try:
             reply_topic(name)

@@ -6,7 +6,7 @@ read; an owner writes such rows again. Until then the table's position stays bef
 from the table sees it, too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -33,6 +33,7 @@ class Follower:
         self._stale: dict[bytes, Position] = {}
         self._headers: tuple[tuple[str, bytes], ...] = ()  # those of one batch are alike, and read once
         self._term_and_seq = 0, 0
+        self._own = -1, -1
 
     def take(self, record: Record) -> Verdict:
         """Judges the next record. What is accepted goes into the table with the next `flush`."""
@@ -44,7 +45,8 @@ class Follower:
         before = fence.term, fence.seq
         verdict = fence.judge(*self._term_and_seq, key)
         if verdict is Verdict.ACCEPTED:
-            self._writes += table_writes(key, record.value)
+            if self._term_and_seq != self._own:
+                self._writes += table_writes(key, record.value)
             if self._stale:
                 self._stale.pop(key, None)
         elif verdict is Verdict.STALE:
@@ -53,6 +55,17 @@ class Follower:
                 self._stale.setdefault(key, Position(record.offset, *before, self._written_at))
         self._next_offset, self._written_at = record.offset + 1, record.timestamp_ms
         return verdict
+
+    def expect(self, term: int, seq: int) -> None:
+        """The transition that comes next is the reader's own: it knows the writes, and hands them to `took_own`."""
+        self._own = term, seq
+
+    def took_own(self, records: Sequence[Pair], writes: Sequence[Write]) -> None:
+        """The last record of what `expect` said has been taken, so all of it is in the journal."""
+        self._writes += writes
+        if self._stale:
+            for key, _ in records:
+                self._stale.pop(key, None)
 
     @property
     def pending_writes(self) -> int:

@@ -1,7 +1,8 @@
 """What has come in for a partition and is not yet decided: two lanes, taken in small steps.
 
 A step takes every waiting request, up to a limit, and a little usage, in the order in which the broker received them.
-So a request waits for one step at most, however much usage lies before it.
+So a request waits for one step at most, however much usage lies before it. Columnar batches are taken as runs
+(`batch_lane.py`): while one is read or put in force, what lies behind it in the usage topic waits.
 """
 
 from collections import deque
@@ -14,6 +15,8 @@ import msgspec
 from tallygate.pipeline.transition import Input, UsageInput
 from tallygate.schemas import topics
 from tallygate.schemas.records import Chunk, Record
+from tallygate.topologies.batch_lane import Background, BatchLane, Finished, Part, Standing, at_once, is_batch
+from tallygate.topologies.usage_runs import RunReader
 
 #: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
 STEP_BYTES_MAX: Final = 256 * 1024
@@ -34,10 +37,14 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What one step works on. `finished` is to be called, in order, once all of it is in force."""
+    """What one step works on. `finished` is to be called, in order, once all of it is in force.
+
+    `part` is what is in it of a run of batches, which was grouped under the part's catalog.
+    """
 
     taken: tuple[Taken, ...]
     finished: tuple[Callable[[], object], ...]
+    part: Part | None = None
 
 
 class _Waiting(msgspec.Struct):
@@ -72,18 +79,57 @@ class _Lane:
         self._waiting.popleft()
         return first.done
 
+    def batches(self, records_max: int, bytes_max: int) -> list[Record]:
+        """The batch records that come next, as far as nothing else is between them; nothing is stepped over."""
+        found: list[Record] = []
+        size, last = 0, self.last
+        for waiting in self._waiting:
+            for at in range(waiting.at, len(waiting.records)):
+                record = waiting.records[at]
+                if record.offset <= last:
+                    continue
+                size += len(record.value or b"")
+                if not is_batch(record) or len(found) == records_max or (found and size > bytes_max):
+                    return found
+                found.append(record)
+                last = record.offset
+        return found
+
+    def pass_to(self, offset: int, finished: Finished) -> None:
+        while self._waiting and self.next().offset <= offset:
+            done = self.advance()
+            if done is not None:
+                finished.append(done)
+        self.last = max(self.last, offset)
+
 
 class Inbox:
-    """The waiting records of one partition. `read` decodes a record; `applied(topic)` is the last offset in force."""
+    """The waiting records of one partition. `read` decodes a record; `applied(topic)` is the last offset in force.
 
-    def __init__(self, read: Callable[[Record], Input], limits: StepLimits) -> None:
+    `runs` reads batches, in the `background`; without it they are records like others.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Record], Input],
+        limits: StepLimits,
+        runs: RunReader | None = None,
+        background: Background = at_once,
+    ) -> None:
         self._read = read
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
+        self._batches = BatchLane(self._usage, runs, background) if runs is not None else None
+        self._starved = False  # usage waits for more of it to come
 
     def __bool__(self) -> bool:
-        return bool(self._usage or self._requests)
+        """Whether a step would find anything now."""
+        if self._requests:
+            return True
+        if self._batches is not None and self._batches.begun:
+            return not self._batches.busy
+        return bool(self._usage) and not self._starved
 
     @property
     def asks(self) -> bool:
@@ -94,14 +140,31 @@ class Inbox:
         """Takes a chunk in; `done` is called when all its records are in force, or were before."""
         lane = self._requests if chunk.topic == topics.REQUESTS else self._usage
         lane.offer(chunk.records, done)
+        self._starved = False
 
-    def take(self, applied: Callable[[str], int]) -> Step:
+    def take(self, applied: Callable[[str], int], standing: Standing | None = None) -> Step:
         """The next step, without the records that are applied already; empty when nothing waits."""
         finished: list[Callable[[], object]] = []
         requests = self._take_requests(applied, finished)
         usage = self._take_usage(applied, finished)
+        part = None if standing is None or usage else self._take_part(standing, finished)
+        if part is not None:
+            usage = [Taken(part.record, part.input)]
         taken = merge(usage, requests, key=lambda each: each.record.timestamp_ms) if usage and requests else None
-        return Step(tuple(taken or usage or requests), tuple(finished))
+        return Step(tuple(taken or usage or requests), tuple(finished), part)
+
+    def took(self, part: Part, us: int) -> None:
+        """The rules took so long for a part of a run."""
+        if self._batches is not None:
+            self._batches.took(sum(len(groups) for _, groups in part.input.customers), us)
+
+    def _take_part(self, standing: Standing, finished: Finished) -> Part | None:
+        lane = self._batches
+        if lane is None or not (lane.begun or (self._usage and is_batch(self._usage.next()))):
+            return None
+        part = lane.take(standing, finished)
+        self._starved = part is None and not lane.begun
+        return part
 
     def _take_requests(self, applied: Callable[[str], int], finished: list[Callable[[], object]]) -> list[Taken]:
         taken: list[Taken] = []
@@ -114,8 +177,13 @@ class Inbox:
         taken: list[Taken] = []
         events = size = 0
         self._usage.last = max(self._usage.last, applied(topics.USAGE))
+        if self._batches is not None and self._batches.begun:
+            return taken
         while self._usage and events < self._limits.events_max:
-            size += len(self._usage.next().value or b"")
+            first = self._usage.next()
+            if self._batches is not None and first.offset > self._usage.last and is_batch(first):
+                break
+            size += len(first.value or b"")
             if taken and size > STEP_BYTES_MAX:
                 break
             one = self._pass(self._usage, taken, finished)

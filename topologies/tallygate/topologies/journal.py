@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -21,32 +21,15 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
 )
-from aiokafka.helpers import create_ssl_context
 
-from tallygate.connectors.consuming import LaneTrouble, broker_watch, replay
+from tallygate.connectors.consuming import LaneTrouble, broker_watch, record_of, replay
+from tallygate.connectors.kafka_security import mechanism_of, protocol_of, ssl_context
 from tallygate.connectors.lanes import Lane
 from tallygate.schemas.records import Chunk, Record
 from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL, JOURNAL_BATCH_BYTES_MAX
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.ports import AppendUnknown, Pair
 from tallygate.topologies.settings import Settings
-
-#: librdkafka's names of what aiokafka calls otherwise; other librdkafka options do not concern it.
-_PRODUCER_OPTIONS: Final = {
-    "security.protocol": "security_protocol",
-    "sasl.mechanism": "sasl_mechanism",
-    "sasl.mechanisms": "sasl_mechanism",
-    "sasl.username": "sasl_plain_username",
-    "sasl.password": "sasl_plain_password",
-    "sasl.kerberos.service.name": "sasl_kerberos_service_name",
-    "client.id": "client_id",
-}
-_SSL_OPTIONS: Final = {
-    "ssl.ca.location": "cafile",
-    "ssl.certificate.location": "certfile",
-    "ssl.key.location": "keyfile",
-    "ssl.key.password": "password",
-}
 
 _AGAIN_SECONDS: Final = 0.5
 _REFUSALS: Final = (
@@ -60,14 +43,16 @@ _REFUSALS: Final = (
 
 def producer_options(kafka_config: Mapping[str, str]) -> dict[str, Any]:
     """aiokafka's arguments for the same connection as librdkafka's options describe."""
-    options: dict[str, Any] = {
-        ours: kafka_config[theirs] for theirs, ours in _PRODUCER_OPTIONS.items() if theirs in kafka_config
-    }
-    if "security_protocol" in options:
-        options["security_protocol"] = options["security_protocol"].upper()
-    if options.get("security_protocol", "").endswith("SSL"):
-        files = {ours: kafka_config[theirs] for theirs, ours in _SSL_OPTIONS.items() if theirs in kafka_config}
-        options["ssl_context"] = create_ssl_context(**files)
+    protocol = protocol_of(kafka_config)
+    options: dict[str, Any] = {"security_protocol": protocol}
+    if client_id := kafka_config.get("client.id"):
+        options["client_id"] = client_id
+    if protocol.startswith("SASL"):
+        options["sasl_mechanism"] = mechanism_of(kafka_config)
+        options["sasl_plain_username"] = kafka_config["sasl.username"]
+        options["sasl_plain_password"] = kafka_config["sasl.password"]
+    if protocol.endswith("SSL"):
+        options["ssl_context"] = ssl_context(kafka_config)
     return options
 
 
@@ -103,8 +88,8 @@ class JournalWriter:
                 self._watch.back("journal writer")
                 return
 
-    async def append(self, partition: int, records: Sequence[Pair], term: int, seq: int) -> None:
-        """Appends all records as one batch and returns when the broker has it.
+    async def append(self, partition: int, records: Sequence[Pair], term: int, seq: int) -> int:
+        """Appends all records as one batch and returns when the broker has it: the offset of the first, or -1.
 
         Raises `AppendUnknown`, or `ClusterTrouble` where the broker said no and will say so again.
         """
@@ -116,7 +101,8 @@ class JournalWriter:
         batch.close()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await (await self._producer.send_batch(batch, JOURNAL, partition=partition))
+                appended = await (await self._producer.send_batch(batch, JOURNAL, partition=partition))
+                return int(appended.offset)
         except _REFUSALS as error:
             raise ClusterTrouble(
                 f"{JOURNAL} partition {partition}: the broker refuses an append of {len(records)} records "
@@ -145,6 +131,7 @@ class JournalReader:
         self._timeout_seconds = settings.append_timeout_ms / 1000
         self._arrived: dict[int, deque[Chunk]] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._own: dict[int, tuple[int, int]] = {}
         self._lane = Lane(
             settings.kafka_brokers,
             name="journal",
@@ -153,6 +140,7 @@ class JournalReader:
             trouble=trouble,
             loop=asyncio.get_running_loop(),
             client_config=settings.kafka_config,
+            record=_message,
         )
 
     def follow(self, partition: int, begin: int) -> None:
@@ -162,9 +150,18 @@ class JournalReader:
     def leave(self, partition: int) -> None:
         self._lane.drop([(JOURNAL, partition)])
         self._arrived.pop(partition, None)
+        self._own.pop(partition, None)
+
+    def appended(self, partition: int, begin: int, end: int) -> None:
+        """These offsets hold a batch of one's own: `read` leaves out all of it but the last record.
+
+        A batch is in the log whole or not at all, so the last one says enough. Half of the cost of reading back was
+        that of records whose content was known.
+        """
+        self._own[partition] = begin, end - 1
 
     async def read(self, partition: int) -> Sequence[Record]:
-        """The next records of a followed partition. Raises `AppendUnknown` when none comes in time."""
+        """The next records of a followed partition, maybe none. Raises `AppendUnknown` when none comes in time."""
         arrived = self._arrived[partition]
         if not arrived:
             waiting = self._waiting[partition] = asyncio.get_running_loop().create_future()
@@ -180,7 +177,9 @@ class JournalReader:
                 del self._waiting[partition]
         chunk = arrived.popleft()
         self._lane.done(chunk)
-        return chunk.records
+        begin, last = self._own.get(partition, (0, 0))
+        place, messages = (JOURNAL, partition), cast(list[Any], chunk.records)
+        return [record_of(place, each) for each in messages if not begin <= each.offset() < last]
 
     async def replay(self, partition: int, begin: int, end: int, take: Callable[[Record], None]) -> None:
         """Hands `[begin, end)` to `take`, in a thread of its own, which is over when this is."""
@@ -242,7 +241,9 @@ class KafkaJournal:
         self._reader.follow(self._partition, begin)
 
     async def append(self, records: Sequence[Pair], term: int, seq: int) -> None:
-        await self._writer.append(self._partition, records, term, seq)
+        begin = await self._writer.append(self._partition, records, term, seq)
+        if begin >= 0:
+            self._reader.appended(self._partition, begin, begin + len(records))
 
     async def read(self) -> Sequence[Record]:
         return await self._reader.read(self._partition)
@@ -250,6 +251,10 @@ class KafkaJournal:
     def leave(self) -> None:
         self._left = True
         self._reader.leave(self._partition)
+
+
+def _message(place: tuple[str, int], message: Any) -> Any:
+    return message
 
 
 def _text(error: BaseException, seconds: float) -> str:

@@ -45,16 +45,17 @@ class StackError(Exception):
 
 
 class Member:
-    """A child process that is kept running: `worker` or `sink`."""
+    """A child process that is kept running: a `worker` or a `sink`. Several of one role have names of their own."""
 
-    def __init__(self, role: str, settings: Settings, folder: Path, say: Say) -> None:
+    def __init__(self, role: str, settings: Settings, folder: Path, say: Say, name: str = "") -> None:
         self.role = role
-        self.log_path = folder / f"{role}.log"
+        self.name = name or role
+        self.log_path = folder / f"{self.name}.log"
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._ended_at: list[float] = []
         self._due_at = 0.0
-        self._settings_file = folder / f"{role}.json"
+        self._settings_file = folder / f"{self.name}.json"
         with open(os.open(self._settings_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(settings.model_dump(mode="json"), file)
         member = [sys.executable, "-m", "tallygate.topologies.stack_member", role, str(self._settings_file)]
@@ -87,7 +88,7 @@ class Member:
             return
         self._reap()
         self._ended_at = [at for at in self._ended_at if now - at < _RESTARTS_WITHIN_SECONDS] + [now]
-        how = f"the {self.role} ended ({_how(code)}): {self._last_line()}"
+        how = f"the {self.name} ended ({_how(code)}): {self._last_line()}"
         if len(self._ended_at) > RESTARTS_MAX:
             raise StackError(f"{how}; it ended {len(self._ended_at)} times within a minute; its log is {self.log_path}")
         pause = 0.25 * 2 ** (len(self._ended_at) - 1)
@@ -126,6 +127,7 @@ class LocalStack:
 
     `kafka` is started and stopped with the rest; None: `settings.kafka_brokers` names one that runs. `catalog` is
     applied where it is not None; `example` only to a cluster that has none. `say` hears what happens, a line each.
+    Of several `workers`, each has a data folder of its own.
     Raises StackError, LocalKafkaError, KafkaUnreachable, KafkaRefused, CatalogError.
     """
 
@@ -138,6 +140,7 @@ class LocalStack:
         catalog: Path | None = None,
         services: tuple[str, ...] = ("cli",),
         say: Say = lambda line: None,
+        workers: int = 1,
     ) -> None:
         self.settings = settings
         self.topics: list[TopicReport] = []
@@ -147,7 +150,17 @@ class LocalStack:
         self._catalog = catalog
         self._services = services
         self._say = say
+        self._workers = workers
         self._members: list[Member] = []
+
+    @property
+    def kafka(self) -> LocalKafka | None:
+        """The broker that this stack runs; None where it was given one."""
+        return self._kafka
+
+    def pids(self, role: str) -> list[int]:
+        """The process ids of the workers or the sink, as they run now."""
+        return [member.pid for member in self._members if member.role == role and member.pid is not None]
 
     def start(self) -> Self:
         try:
@@ -210,19 +223,25 @@ class LocalStack:
         self.topics = declare_topics(self.settings.librdkafka, specs)
         folder = self.settings.data_dir / "members"
         folder.mkdir(parents=True, exist_ok=True)
-        self._say("starting a worker and a sink")
-        worker = self.settings
-        if self._kafka is not None and not worker.instance_id:
-            # The only worker of this cluster: started again, it need not wait for its former session to end.
-            worker = worker.model_copy(update={"instance_id": "local-stack"})
+        self._say("starting a worker and a sink" if self._workers == 1 else f"starting {self._workers} workers, a sink")
         sink = self.settings.model_copy(update={"metrics_address": sink_metrics_address(self.settings)})
         self._members = [
-            Member("worker", worker, folder, self._say),
+            *(self._worker(number, folder) for number in range(1, self._workers + 1)),
             Member("sink", sink, folder, self._say),
         ]
         for member in self._members:
             member.start()
         self.catalog = self._apply(catalog)  # while the members start: they follow the topic
+
+    def _worker(self, number: int, folder: Path) -> Member:
+        changed: dict[str, object] = {}
+        if self._kafka is not None and not self.settings.instance_id:
+            # Nobody else's worker is here: started again, it need not wait for its former session to end.
+            changed["instance_id"] = "local-stack" if number == 1 else f"local-stack-{number}"
+        if number > 1:
+            changed |= {"data_dir": self.settings.data_dir / f"worker-{number}", "metrics_address": ""}
+        name = "worker" if number == 1 else f"worker-{number}"
+        return Member("worker", self.settings.model_copy(update=changed), folder, self._say, name)
 
     def _apply(self, catalog: CatalogFile | None) -> Catalog:
         if catalog is None:

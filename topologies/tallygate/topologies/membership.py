@@ -2,7 +2,9 @@
 
 A `Membership` is a librdkafka consumer in one thread that subscribes, is given partitions and fetches none of them
 (it answers every assignment with an empty one; librdkafka keeps the group's assignment apart from what it fetches).
-The range assignor gives one member the same partition numbers of topics of equal partition counts.
+It subscribes to one of the input topics, and a partition of that one stands for the same partition of them all: so they
+stay together, whatever the assignor. That one is cooperative and sticky: a member that comes or goes moves only what it
+must, and nobody closes a partition only to open it again.
 
 Its rebalance callbacks wait for the event loop. That is the point of the thread: until a revoke callback returns, the
 group gives the partitions to nobody else, and librdkafka goes on sending heartbeats meanwhile. If the event loop does
@@ -23,6 +25,7 @@ from typing import Any, Final, NoReturn, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tallygate.connectors.consuming import AWAY, PASSING, LaneTrouble, Partition, broker_watch, consumer_config
+from tallygate.connectors.kafka_security import said_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +36,17 @@ EXIT_DISOWNED: Final = 70
 
 
 class Listener(Protocol):
-    """What happens to the partitions; all of it on the event loop."""
+    """What happens to the partitions, told by number; all of it on the event loop."""
 
-    async def on_assigned(self, partitions: Sequence[Partition]) -> None: ...
+    async def on_assigned(self, numbers: Sequence[int]) -> None:
+        """These partitions, besides those there are already."""
+        ...
 
-    async def on_revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
+    async def on_revoked(self, numbers: Sequence[int]) -> Mapping[Partition, int]:
         """Done with these; returns the offsets to commit."""
         ...
 
-    async def on_lost(self, partitions: Sequence[Partition]) -> bool:
+    async def on_lost(self, numbers: Sequence[int]) -> bool:
         """Others may own these by now. Whether to join again; otherwise the process ends."""
         ...
 
@@ -49,7 +54,10 @@ class Listener(Protocol):
 
 
 class Membership:
-    """One member of the group, from `__init__` to `leave`. `config` holds librdkafka's group settings and wins."""
+    """One member of the group, from `__init__` to `leave`. `config` holds librdkafka's group settings and wins.
+
+    `partitions` is how many each topic has, known before anything is assigned.
+    """
 
     def __init__(
         self,
@@ -62,6 +70,7 @@ class Membership:
         closing_seconds: float,
         config: Mapping[str, Any],
     ) -> None:
+        self.partitions = 0
         self._topics = tuple(topics)
         self._listener = listener
         self._loop = loop
@@ -73,7 +82,7 @@ class Membership:
         self._consumer = Consumer(
             {
                 **consumer_config(brokers, group),
-                "partition.assignment.strategy": "range",
+                "partition.assignment.strategy": "cooperative-sticky",
                 "error_cb": self._on_client_error,
                 "on_commit": self._on_commit,
                 **config,
@@ -97,7 +106,7 @@ class Membership:
         try:
             if self._topics_are_there():
                 self._consumer.subscribe(
-                    list(self._topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+                    [self._topics[0]], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
                 )
             while not self._leaving.is_set():
                 while self._commits:
@@ -144,25 +153,27 @@ class Membership:
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{topic} {count}" for topic, count in counts.items())
             raise LaneTrouble(f"the input topics need equal partition counts, and have: {shown}")
+        self.partitions = counts[self._topics[0]]
         return True
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        consumer.assign([])
-        self._in_loop(self._listener.on_assigned(_plain(partitions)), "taking partitions")
+        consumer.incremental_assign([])
+        if partitions:
+            self._in_loop(self._listener.on_assigned(_numbers(partitions)), "taking partitions")
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        offsets = self._in_loop(self._listener.on_revoked(_plain(partitions)), "closing partitions")
+        offsets = self._in_loop(self._listener.on_revoked(_numbers(partitions)), "closing partitions")
         if offsets:
             try:
                 consumer.commit(offsets=_with_offsets(offsets), asynchronous=False)
             except KafkaException as error:
                 logger.info("offsets are not committed at the end of an assignment: %s", error.args[0].str())
-        consumer.unassign()
+        consumer.incremental_unassign([])
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if not self._in_loop(self._listener.on_lost(_plain(partitions)), "letting go of partitions"):
+        if not self._in_loop(self._listener.on_lost(_numbers(partitions)), "letting go of partitions"):
             end_process("the session expired: the group may have given this process's partitions away")
-        consumer.unassign()
+        consumer.incremental_unassign([])
 
     def _in_loop(self, work: Coroutine[Any, Any, Any], what: str) -> Any:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -190,7 +201,7 @@ class Membership:
             return
         if error.code() == KafkaError._MAX_POLL_EXCEEDED:
             return  # the group takes the partitions away, and `_on_lost` follows
-        raise LaneTrouble(f"the group cannot be followed: {error.str()}")
+        raise LaneTrouble(f"the group cannot be followed: {said_of(error)}")
 
 
 def end_process(reason: str) -> NoReturn:
@@ -203,8 +214,8 @@ def end_process(reason: str) -> NoReturn:
     os._exit(EXIT_DISOWNED)
 
 
-def _plain(partitions: list[TopicPartition]) -> list[Partition]:
-    return [(partition.topic, partition.partition) for partition in partitions]
+def _numbers(partitions: list[TopicPartition]) -> list[int]:
+    return sorted(partition.partition for partition in partitions)
 
 
 def _with_offsets(offsets: Mapping[Partition, int]) -> list[TopicPartition]:

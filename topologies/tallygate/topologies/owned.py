@@ -42,6 +42,9 @@ class OwnedPartition:
 
     def offer(self, chunk: Chunk, done: Callable[[], object]) -> None:
         self._inbox.offer(chunk, done)
+        self.wake()
+
+    def wake(self) -> None:
         self._wake.set()
 
     async def close(self) -> None:

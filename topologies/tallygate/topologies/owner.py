@@ -17,14 +17,17 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from tallygate.pipeline.batches import duplicates
 from tallygate.pipeline.fence import Verdict
-from tallygate.pipeline.replay import forgotten_range
+from tallygate.pipeline.replay import forgotten_range, table_writes
 from tallygate.pipeline.rules import Rules
-from tallygate.pipeline.transition import Input, RefusedInput, RequestInput, Tick, Transition
+from tallygate.pipeline.transition import Input, RefusedInput, RequestInput, Tick, Transition, UsageRunInput
+from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import OPEN_KEY, PARTITION_KEY, OpenRow, encode_record
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Record
 from tallygate.schemas.topics import DAY_MS, JOURNAL_BATCH_BYTES_MAX
+from tallygate.topologies.batch_lane import Standing
 from tallygate.topologies.follower import Follower, term_of
 from tallygate.topologies.inbox import Inbox, Taken
 from tallygate.topologies.metrics import Metrics
@@ -101,6 +104,8 @@ class PartitionOwner:
         self._table: Table | None = None
         self._known_us = 0  # the owner's journal was its own at least until then
         self._tick_us = 0
+        self._decide_us = 0
+        self._resumed: Catalog | None = None
         self._remembered_from = b""
         self._records: dict[tuple[str, int], Record] = {}  # of the step under way, for its dead letters
 
@@ -129,6 +134,7 @@ class PartitionOwner:
         self._state = self._core.load(table, self.partition)
         self._forget()
         await ports.catalogs.reach(self._state.row.catalog)
+        self._resume()
         seconds = (ports.clock.monotonic_us() - started) / 1e6
         number = str(self.partition)
         ports.metrics.recovery_seconds.labels(number).set(seconds)
@@ -137,6 +143,14 @@ class PartitionOwner:
         logger.info("partition %s opened: term %d, %d records in %.2f s", number, self.term, end - begin, seconds)
         ports.at("opened")
         return {topic: offset + 1 for topic, offset in self._state.row.applied.items()}
+
+    def _resume(self) -> None:
+        """A run of batches that is in force in part goes on under the catalog that it began under."""
+        run = self._state.row.run
+        if run is not None:
+            self._resumed = self._ports.catalogs.version(run.catalog)
+            if self._resumed is None:
+                logger.warning("partition %d: catalog version %d is gone", self.partition, run.catalog)
 
     def _recover(self, record: Record) -> None:
         self._follower.take(record)
@@ -192,14 +206,19 @@ class PartitionOwner:
         """Puts the next waiting inputs in force, and a tick if one is due; whether there was any input."""
         clock, metrics = self._ports.clock, self._ports.metrics
         started = clock.monotonic_us()
-        step = self._inbox.take(self._applied)
+        step = self._inbox.take(self._applied, self._standing())
         inputs: list[Input] = [taken.input for taken in step.taken]
         if started >= self._tick_us:
             self._tick_us = started + self._limits.tick_ms * 1000
             inputs.append(self._tick())
         if inputs:
-            self._records = {(t.record.topic, t.record.offset): t.record for t in step.taken}
-            await self._transit(inputs, self._rules)
+            part = step.part
+            of_run = part.records if part is not None else ()
+            self._records = {(r.topic, r.offset): r for r in (*(t.record for t in step.taken), *of_run)}
+            catalog = part.catalog if part is not None else self._ports.catalogs.newest
+            await self._transit(inputs, self._rules, catalog)
+            if part is not None:
+                self._inbox.took(part, self._decide_us)
         for done in step.finished:
             done()
         if step.taken:
@@ -208,41 +227,55 @@ class PartitionOwner:
             self._observe_lag(step.taken)
         return bool(step.taken or step.finished)
 
+    def _standing(self) -> Standing:
+        """The catalog to decide under; of a run that a former owner has begun, the one that it began under."""
+        run = self._state.row.run
+        if run is None:
+            self._resumed = None
+        catalog = self._resumed or self._ports.catalogs.newest
+        return Standing(catalog, run, lambda batches: duplicates(self._state, batches))
+
     def _applied(self, topic: str) -> int:
         return self._state.row.applied.get(topic, -1)
 
     def _tick(self) -> Tick:
         return Tick(max(self._state.row.stream_at, self._ports.clock.wall_ms()))
 
-    async def _transit(self, inputs: Sequence[Input], rules: Rules) -> None:
+    async def _transit(self, inputs: Sequence[Input], rules: Rules, catalog: Catalog) -> None:
         """Decides these inputs and puts what follows in force: in one transition if it fits into one batch."""
         started = self._ports.clock.monotonic_us()
-        transition = self._core.decide(self._state, inputs, self._ports.catalogs.newest, rules)
-        self._ports.metrics.decide_seconds.observe((self._ports.clock.monotonic_us() - started) / 1e6)
+        transition = self._core.decide(self._state, inputs, catalog, rules)
+        self._decide_us = self._ports.clock.monotonic_us() - started
+        self._ports.metrics.decide_seconds.observe(self._decide_us / 1e6)
         if batch_bytes(transition.records) > self._limits.batch_bytes_max:
-            await self._transit_smaller(inputs, rules)
+            await self._transit_smaller(inputs, rules, catalog)
         elif transition.records:
             await self._put_in_force(transition)
         else:
             await self._answer_only(transition, inputs)
 
-    async def _transit_smaller(self, inputs: Sequence[Input], rules: Rules) -> None:
+    async def _transit_smaller(self, inputs: Sequence[Input], rules: Rules, catalog: Catalog) -> None:
         if len(inputs) > 1:
             half = len(inputs) // 2
-            await self._transit(inputs[:half], rules)
-            await self._transit(inputs[half:], rules)
+            await self._transit(inputs[:half], rules, catalog)
+            await self._transit(inputs[half:], rules, catalog)
             return
         only = inputs[0]
+        if isinstance(only, UsageRunInput):
+            assert len(only.customers) > 1, "a run is cut so that each of its customers fits into a batch"
+            for half_of_it in only.halves():
+                await self._transit([half_of_it], rules, catalog)
+            return
         if isinstance(only, Tick):
             assert rules.due_per_tick_max > 1, "one customer's due changes do not fit into a batch"
-            await self._transit(inputs, replace(rules, due_per_tick_max=rules.due_per_tick_max // 2))
+            await self._transit(inputs, replace(rules, due_per_tick_max=rules.due_per_tick_max // 2), catalog)
             return
-        await self._transit([_too_large(only, self._limits.batch_bytes_max)], rules)
+        await self._transit([_too_large(only, self._limits.batch_bytes_max)], rules, catalog)
 
     async def _answer_only(self, transition: Transition, inputs: Sequence[Input]) -> None:
         """Answers what changes nothing. An owner that was paused for long first asks its journal whether it is one."""
         if self._ports.clock.monotonic_us() - self._known_us > self._limits.fresh_ms * 1000:
-            await self._transit([self._tick()], self._rules)
+            await self._transit([self._tick()], self._rules, self._ports.catalogs.newest)
         applied = dict(self._state.row.applied)
         for each in inputs:
             assert not isinstance(each, Tick), "a tick always changes the partition row"
@@ -261,9 +294,13 @@ class PartitionOwner:
         records = self._with_repairs(transition.records)
         self._seq += 1
         known_us = ports.clock.monotonic_us()
+        self._follower.expect(self.term, self._seq)
         await ports.journal.append(records, self.term, self._seq)
         ports.at("appended")
         await self._read_until(self.term, self._seq, transition.records[-1][1])
+        repaired = records[: len(records) - len(transition.records)]
+        writes = [write for key, value in repaired for write in table_writes(key, value)]
+        self._follower.took_own(records, [*writes, *transition.writes])
         self._known_us = known_us
         ports.metrics.journal_seconds.observe((ports.clock.monotonic_us() - known_us) / 1e6)
         ports.metrics.journal_records.inc(len(records))
@@ -349,7 +386,7 @@ def record_bytes(key: bytes, value: bytes | None) -> int:
 
 def _too_large(each: Input, bytes_max: int) -> RefusedInput:
     """The same input as one that is refused because its consequences do not fit into a batch."""
-    assert not isinstance(each, RefusedInput | Tick)
+    assert not isinstance(each, RefusedInput | UsageRunInput | Tick)
     message = f"what follows from this record does not fit into {bytes_max} bytes: send it in smaller parts"
     if isinstance(each, RequestInput):
         request = each.request

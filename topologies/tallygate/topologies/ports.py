@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.transition import Input, Reply, Rows, Transition
 from tallygate.schemas.catalog import Catalog
-from tallygate.schemas.journal import PartitionRow
+from tallygate.schemas.journal import PartitionRow, ProducerRow
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Record
 
@@ -58,7 +58,10 @@ class Journal(Protocol):
         ...
 
     async def read(self) -> Sequence[Record]:
-        """The next records, at least one, in order. Raises `AppendUnknown` when none comes in time."""
+        """The next records, in order. Raises `AppendUnknown` when none comes in time.
+
+        Of a batch that was appended here the last record always comes; the others may be left out.
+        """
         ...
 
 
@@ -78,6 +81,10 @@ class Catalogs(Protocol):
     @property
     def newest(self) -> Catalog: ...
 
+    def version(self, number: int, /) -> Catalog | None:
+        """An older version, if it is still known."""
+        ...
+
     async def reach(self, version: int) -> None:
         """Returns when this version or a newer one is known."""
         ...
@@ -87,6 +94,8 @@ class State(Protocol):
     """`PartitionState`, as far as an owner cares."""
 
     row: PartitionRow
+
+    def producer(self, name: str, /) -> ProducerRow | None: ...
 
     def commit(self, transition: Transition, /) -> None: ...
 

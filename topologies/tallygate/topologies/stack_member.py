@@ -21,6 +21,10 @@ def main(role: str, settings_file: str) -> int:
         from tallygate.topologies.worker import run_worker
 
         return run_worker(settings)
+    if role == "gateway":
+        from tallygate.topologies.gateway import run_gateway
+
+        return run_gateway(settings)
     assert role == "sink", role
     from tallygate.topologies.sink import run_sink
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
-from rocksdict import DbClosedError, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import BlockBasedOptions, DbClosedError, Options, Rdict, ReadOptions, WriteBatch
 
 from tallygate.pipeline.replay import Write
 
@@ -21,6 +21,7 @@ _META: Final = b"meta.v1"
 #: Rows carry this in front of their key, so that no row can ever be taken for the meta record.
 _ROW: Final = b"r"
 _BROKEN_MARK: Final = "BROKEN"
+_FILTER_BITS_PER_KEY: Final = 10
 _WRITE_BUFFER_BYTES: Final = 16 << 20
 
 
@@ -48,6 +49,8 @@ class Table(Protocol):
 
     def get(self, key: bytes, /) -> bytes | None: ...
 
+    def get_many(self, keys: list[bytes], /) -> list[bytes | None]: ...
+
     def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]: ...
 
     def apply(self, writes: list[Write], position: Position, forget: tuple[bytes, bytes] | None = None) -> None:
@@ -73,6 +76,12 @@ class RocksTable:
     def get(self, key: bytes, /) -> bytes | None:
         try:
             return self._db.get(_ROW + key)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._broken(error) from error
+
+    def get_many(self, keys: list[bytes], /) -> list[bytes | None]:
+        try:
+            return self._db.get([_ROW + key for key in keys])  # type: ignore[no-any-return]
         except Exception as error:
             raise self._broken(error) from error
 
@@ -181,6 +190,12 @@ def _options() -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    # Nearly every id that is looked up is a new one. A filter answers so in 0.6 µs, the index of each file in 7 to 11.
+    blocks = BlockBasedOptions()
+    blocks.set_bloom_filter(_FILTER_BITS_PER_KEY, False)
+    options.set_block_based_table_factory(blocks)
+    options.set_memtable_whole_key_filtering(True)
+    options.set_memtable_prefix_bloom_ratio(0.05)
     options.set_max_background_jobs(2)
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1 << 20)

@@ -14,13 +14,16 @@ How an app is built:
 
     @app.agent(chunk_topic(app, USAGE, REQUESTS), name="accounts")
     async def accounts(stream):
-        async for event in stream.noack().events():     # event.value is a Chunk, of one partition of one topic
+        async for event in chunk_events(app, stream):   # event.value is a Chunk, of one partition of one topic
             owners[event.message.partition].take(event.value, event.ack)
 
 `event.ack()` says that the chunk is done with; it must come in order within a topic's partition. It makes room in the
 lane (which stops taking when too much is unfinished) and moves the group's committed offset, a hint for people's tools.
 
-A rebalance revokes everything and assigns anew (the range assignor is eager), so every partition is closed and opened.
+A rebalance closes and opens only what moves; what stays is read on meanwhile. So Faust, whose own way is to stop
+everything and to empty its queues, is told once of all partitions there are, and no more: `chunk_events` leaves out
+what is still in its queues of a partition that was closed.
+
 What ends the process: an agent or `opening` that raises and trouble on a lane, through Faust (`app.crash_reason` says
 what, the worker's shutdown raises it); `closing` that raises or takes longer than `closing_seconds`, and a lost
 session unless `lost` says otherwise, at once with exit code 70.
@@ -31,7 +34,7 @@ tables, no changelogs, no replies, no leader, and Faust's producer sends nothing
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -120,6 +123,13 @@ def chunk_topic(app: Any, *topics: str) -> Any:
     return app.topic(*topics, schema=ChunkSchema())
 
 
+async def chunk_events(app: Any, stream: Any) -> AsyncIterator[Any]:
+    """The stream's events, without those of partitions that were closed meanwhile."""
+    async for event in stream.noack().events():
+        if app.consumer.is_current(event.value):
+            yield event
+
+
 class ChunkSchema(faust.Schema):  # type: ignore[misc]  # Faust ships no types that mypy follows
     def compile(self, app: Any, **_: Any) -> Any:
         async def decode(message: Any, *, propagate: bool = False) -> Any:
@@ -135,7 +145,7 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._lanes: dict[str, Lane] = {}
         self._membership: Membership | None = None
-        self._assigned: set[Any] = set()  # of TP
+        self._known_to_faust: set[Any] = set()  # of TP
         self._openings: dict[int, asyncio.Task[None]] = {}
         self._inbox: dict[str, deque[Chunk]] = {}
         self._arrived = asyncio.Event()
@@ -173,60 +183,51 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
             config={**transport.group_config(), **transport.client_config},
         )
 
-    async def on_assigned(self, partitions: Sequence[Partition]) -> None:
-        assert not self._assigned, "an eager assignment comes after everything was revoked"
-        numbers = _numbers(partitions)
-        for topic in self._lanes:
-            for number in numbers:
-                if (topic, number) not in partitions:
-                    raise LaneTrouble(f"partition {number} came without {topic}: partition counts must be equal")
-        if not self.app.rebalancing:
+    async def on_assigned(self, numbers: Sequence[int]) -> None:
+        assert self._membership is not None
+        if numbers[-1] >= self._membership.partitions:
+            raise LaneTrouble(f"there is a partition {numbers[-1]} now: partition counts must stay as they were")
+        if not self._known_to_faust:
+            self._known_to_faust = {TP(topic, n) for topic in self._lanes for n in range(self._membership.partitions)}
             self.app.on_rebalance_start()
-        self._assigned = {TP(*partition) for partition in partitions}
-        self.app.consumer_generation_id += 1
-        await self.on_partitions_assigned(self._assigned, self.app.consumer_generation_id)
+            self.app.consumer_generation_id += 1
+            await self.on_partitions_assigned(self._known_to_faust, self.app.consumer_generation_id)
         for number in numbers:
             self._openings[number] = self.loop.create_task(self._open(number))
 
-    async def on_revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
-        assert {TP(*partition) for partition in partitions} == self._assigned
-        numbers = await self._stop_openings()
-        await self._stop_delivery()
+    async def on_revoked(self, numbers: Sequence[int]) -> Mapping[Partition, int]:
+        await self._stop_openings(numbers)
+        self._stop_delivery(numbers)
         await asyncio.gather(*(self.transport.hooks.closing(number) for number in numbers))
         self._settle()
-        offsets = {(tp.topic, tp.partition): offset for tp, offset in self._committable.items()}
-        self._forget()
+        gone = [TP(topic, number) for topic in self._lanes for number in numbers]
+        offsets = {(tp.topic, tp.partition): self._committable[tp] for tp in gone if tp in self._committable}
+        self._forget(numbers)
         return offsets
 
-    async def on_lost(self, partitions: Sequence[Partition]) -> bool:
-        await self._stop_openings()
-        await self._stop_delivery()
-        stays = await self.transport.hooks.lost(_numbers(partitions))
-        self._forget()
+    async def on_lost(self, numbers: Sequence[int]) -> bool:
+        await self._stop_openings(numbers)
+        self._stop_delivery(numbers)
+        stays = await self.transport.hooks.lost(numbers)
+        self._forget(numbers)
         return bool(stays)
 
-    async def _stop_openings(self) -> list[int]:
-        """The partitions whose opening was begun. None goes on beside its closing, which could not undo it."""
-        openings, self._openings = self._openings, {}
-        for opening in openings.values():
+    async def _stop_openings(self, numbers: Sequence[int]) -> None:
+        """No opening goes on beside its closing, which could not undo it."""
+        openings = [self._openings.pop(number) for number in numbers]
+        for opening in openings:
             opening.cancel()
-        await asyncio.gather(*openings.values(), return_exceptions=True)
-        return list(openings)
+        await asyncio.gather(*openings, return_exceptions=True)
 
-    def _forget(self) -> None:
-        self._committable.clear()
-        self._unsettled.clear()
-        self._assigned = set()
+    def _stop_delivery(self, numbers: Sequence[int]) -> None:
+        for topic, lane in self._lanes.items():
+            lane.drop((topic, number) for number in numbers)
 
-    async def _stop_delivery(self) -> None:
-        for lane in self._lanes.values():
-            lane.drop((tp.topic, tp.partition) for tp in self._assigned)
-        for waiting in self._inbox.values():
-            waiting.clear()
-        if not self.app.should_stop:
-            self.app.on_rebalance_start()
-            await self.on_partitions_revoked(self._assigned)  # Faust stops the flow and empties its queues
-        self.app.consumer_generation_id += 1  # a chunk between the queues is skipped by Faust's stream
+    def _forget(self, numbers: Sequence[int]) -> None:
+        for topic in self._lanes:
+            for number in numbers:
+                self._committable.pop(TP(topic, number), None)
+                self._unsettled.pop(TP(topic, number), None)
 
     async def _open(self, number: int) -> None:
         try:
@@ -269,14 +270,18 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
             await self._arrived.wait()
             self._arrived.clear()
             while any(self._inbox.values()):
-                for topic, waiting in self._inbox.items():
+                for waiting in self._inbox.values():
                     if not self.flow_active:
                         await self.can_resume_flow.wait()
                     if waiting:
-                        await self._deliver(topic, waiting.popleft())
+                        await self._deliver(waiting.popleft())
 
-    async def _deliver(self, topic: str, chunk: Chunk) -> None:
-        if not self._lanes[topic].is_current(chunk):
+    def is_current(self, chunk: Chunk) -> bool:
+        """Whether the partition is still open, and read under the assignment that the chunk came from."""
+        return self._lanes[chunk.topic].is_current(chunk)
+
+    async def _deliver(self, chunk: Chunk) -> None:
+        if not self.is_current(chunk):
             return
         message = self._message(chunk)
         self._unsettled.setdefault(message.tp, deque()).append(message)
@@ -330,7 +335,7 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
     # What Faust asks of a consumer.
 
     def assignment(self) -> set[Any]:
-        return self._assigned
+        return self._known_to_faust
 
     async def perform_seek(self) -> None:
         """Nothing: the lanes start where `opening` says, not at committed offsets."""
@@ -407,7 +412,3 @@ class Transport(base.Transport):  # type: ignore[misc]
         if conf.consumer_group_instance_id:
             config["group.instance.id"] = conf.consumer_group_instance_id
         return config
-
-
-def _numbers(partitions: Sequence[Partition]) -> list[int]:
-    return sorted({number for _, number in partitions})

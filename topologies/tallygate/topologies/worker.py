@@ -26,6 +26,8 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -34,6 +36,7 @@ import uvloop
 from filelock import FileLock, Timeout
 
 from tallygate.connectors.consuming import LaneTrouble
+from tallygate.connectors.lanes import LaneLimits
 from tallygate.pipeline.decide import decide
 from tallygate.pipeline.intake import Intake
 from tallygate.pipeline.rules import Rules
@@ -41,6 +44,7 @@ from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.topics import JOURNAL, REQUESTS, USAGE, topic_specs
+from tallygate.topologies.batch_lane import RUN_BYTES_MAX
 from tallygate.topologies.catalogs import CatalogFollower
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.inbox import Inbox, StepLimits
@@ -52,7 +56,8 @@ from tallygate.topologies.owner import OwnerLimits, PartitionOwner, Ports
 from tallygate.topologies.ports import CrashPoint, OwnershipLost
 from tallygate.topologies.settings import Settings
 from tallygate.topologies.tables import RocksTable, TableBroken
-from tallygate.topologies.transport import Transport, app_settings, chunk_topic, transport_of
+from tallygate.topologies.transport import Transport, app_settings, chunk_events, chunk_topic, transport_of
+from tallygate.topologies.usage_runs import Run, RunReader
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +69,8 @@ EXIT_LOST: Final = 3
 #: the default of 5 ms is more than a whole decision takes.
 SWITCH_SECONDS: Final = 0.0005
 _SLOTS_MAX: Final = 256
+#: Threads that read usage batches: most of their work is numpy's and Arrow's, outside the interpreter's lock.
+_READERS: Final = 2
 #: What needs no explanation beyond its own words.
 _PLAIN: Final = (OwnershipLost, LaneTrouble, ClusterTrouble, MetricsError, TableBroken)
 
@@ -97,6 +104,8 @@ class Worker:
         self._clock = SystemClock()
         self._owned: dict[int, OwnedPartition] = {}
         self._ends: list[Callable[[], Any]] = []  # in the order in which things were begun
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="batches")
+        self._ends.append(partial(self._readers.shutdown, wait=True, cancel_futures=True))
         self.metrics = Metrics()
         self.app: Any = None
 
@@ -149,12 +158,15 @@ class Worker:
         transport = transport_of(app)
         transport.hooks = self
         transport.client_config = dict(settings.kafka_config)
+        # All of a run of batches that a former owner has begun must fit, for every partition at once.
+        room = LaneLimits().lane_bytes_max + self._layout.partitions * RUN_BYTES_MAX
+        transport.limits = {USAGE: LaneLimits(lane_bytes_max=room)}
         # Letting go may wait for one step: its dead letters, its append, and reading that back.
         transport.closing_seconds = 3 * settings.append_timeout_ms / 1000 + 10
 
         @app.agent(chunk_topic(app, USAGE, REQUESTS), name="accounts")  # type: ignore[untyped-decorator]
         async def accounts(stream: Any) -> None:
-            async for event in stream.noack().events():
+            async for event in chunk_events(app, stream):
                 chunk = event.value
                 self.metrics.chunk_records.labels(chunk.topic).observe(len(chunk.records))
                 self._owned[chunk.partition].offer(chunk, event.ack)
@@ -224,11 +236,13 @@ class Worker:
         return max(begin, following)
 
     def _owner_of(self, partition: int) -> OwnedPartition:
-        settings = self._settings
+        settings, rules = self._settings, Rules()
         journal = KafkaJournal(partition, self._writer, self._reader, self._cluster)
         inbox = Inbox(
             Intake(self._layout.partitions, settings.reply_topics).read,
             StepLimits(settings.step_events_max, settings.step_requests_max),
+            RunReader(self._layout.partitions, rules),
+            lambda call: self._read_batches(partition, call),
         )
         ports = Ports(
             journal=journal,
@@ -245,8 +259,20 @@ class Worker:
             fresh_ms=settings.session_timeout_ms // 2,
             resume_ms_max=_tombstones_kept_ms() // 2,  # the other half is for reading on
         )
-        owner = PartitionOwner(partition, uuid.uuid4().hex, ports, Rulebook(), inbox, Rules(), limits)
+        owner = PartitionOwner(partition, uuid.uuid4().hex, ports, Rulebook(), inbox, rules, limits)
         return OwnedPartition(owner, inbox, journal, self._clock, self.fail)
+
+    def _read_batches(self, partition: int, call: Callable[[], Run]) -> Future[Run]:
+        """Reads a run of batches in a thread and wakes the partition's owner when that is done."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            if (owned := self._owned.get(partition)) is not None:
+                owned.wake()
+
+        reading = self._readers.submit(call)
+        reading.add_done_callback(lambda _: loop.call_soon_threadsafe(wake))
+        return reading
 
     def fail(self, error: BaseException) -> NoReturn:
         """Ends the process here and now: what is not answered will be asked again, the journal knows the rest."""

@@ -1,0 +1,159 @@
+"""The usage topic's batch records, taken as runs: what waits is read together, in the background, given out in parts.
+
+A run takes all batches that wait when it begins, up to a limit. So a partition that has fallen behind merges many into
+one, and its work grows with the groups in them; one that keeps up takes each as it comes.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final, Protocol
+
+import msgspec
+
+from tallygate.pipeline.transition import Batch, Source, UsageRunInput
+from tallygate.schemas.catalog import Catalog
+from tallygate.schemas.journal import UsageRun
+from tallygate.schemas.records import Record
+from tallygate.schemas.usage_batch import ARROW, HEADER_CONTENT_TYPE, is_arrow
+from tallygate.topologies.usage_runs import Run, RunReader
+
+#: What one run takes at most; below what a lane lets wait for a partition.
+RUN_RECORDS_MAX: Final = 256
+RUN_BYTES_MAX: Final = 4 << 20
+#: How long the rules may be busy with one part of a run: a request waits for as long, at most.
+PART_US: Final = 4_000
+_GROUPS_FIRST: Final = 32
+_GROUPS_MIN: Final = 4
+_GROUPS_MAX: Final = 4_096
+
+Finished = list[Callable[[], object]]
+#: Runs a call somewhere, sooner or later; the owner is woken when it is done.
+Background = Callable[[Callable[[], Run]], "Future[Run]"]
+
+
+class Waiting(Protocol):
+    """The records of the usage topic that wait, as the inbox holds them."""
+
+    def batches(self, records_max: int, bytes_max: int) -> list[Record]:
+        """The batch records that come next, in order, as far as nothing else is between them."""
+        ...
+
+    def __bool__(self) -> bool: ...
+
+    def next(self) -> Record: ...
+
+    def pass_to(self, offset: int, finished: Finished) -> None:
+        """Steps over everything up to the offset."""
+        ...
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What an owner knows when it takes a step: the catalog to decide under, and a run that its journal has begun."""
+
+    catalog: Catalog
+    under_way: UsageRun | None
+    duplicates: Callable[[tuple[Batch, ...]], frozenset[int]]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The part of a run that comes next; `record` is the run's first, `records` all of them where this is its first."""
+
+    record: Record
+    input: UsageRunInput
+    records: tuple[Record, ...]
+    catalog: Catalog
+
+
+def is_batch(record: Record) -> bool:
+    for name, value in record.headers:
+        if name == HEADER_CONTENT_TYPE:
+            return value == ARROW or is_arrow({name: value})
+    return False
+
+
+def at_once(call: Callable[[], Run]) -> "Future[Run]":
+    """The background of those who have none."""
+    future: Future[Run] = Future()
+    future.set_result(call())
+    return future
+
+
+class BatchLane:
+    """One partition's runs, one at a time."""
+
+    def __init__(self, waiting: Waiting, reader: RunReader, background: Background) -> None:
+        self._waiting = waiting
+        self._reader = reader
+        self._background = background
+        self._reading: Future[Run] | None = None
+        self._run: Run | None = None
+        self._groups_max = _GROUPS_FIRST
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is being read, and nothing of it can be taken yet."""
+        return self._reading is not None and not self._reading.done()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run is read or being read; until it has ended nothing behind it is taken."""
+        return self._reading is not None or self._run is not None
+
+    def take(self, standing: Standing, finished: Finished) -> Part | None:
+        """The next part; None where the run is not read yet, or not all of one under way has come."""
+        if self._run is None:
+            gone = self._gone(standing)
+            if gone is not None:
+                return gone
+            self._run = self._begin(standing)
+        run = self._run
+        if run is None:
+            return None
+        records = () if run.begun else tuple(run.records)
+        part = Part(run.records[0], run.next(self._groups_max), records, run.catalog)
+        if run.ended:
+            self._run = None
+            self._waiting.pass_to(part.input.source.offset, finished)
+        return part
+
+    def took(self, groups: int, us: int) -> None:
+        """A part of so many groups took the rules so long: the next one is to take about `PART_US`."""
+        if groups and us:
+            fitting = groups * PART_US // us
+            self._groups_max = min(max((self._groups_max + fitting) // 2, _GROUPS_MIN), _GROUPS_MAX)
+
+    def _gone(self, standing: Standing) -> Part | None:
+        """The end of a run under way whose records were deleted: what is not in force of it never will be."""
+        run = standing.under_way
+        if run is None or self._reading is not None or not self._waiting or self._waiting.next().offset <= run.upto:
+            return None
+        next = self._waiting.next()
+        source = Source(next.topic, next.partition, run.upto, 0)
+        end = UsageRunInput(source, "batches", standing.catalog.version, (), run.skipped, (), False, True)
+        return Part(next, end, (), standing.catalog)
+
+    def _begin(self, standing: Standing) -> Run | None:
+        under_way = standing.under_way
+        if self._reading is None:
+            records = self._records(under_way)
+            if not records:
+                return None
+            self._reading = self._background(lambda: self._reader.read(records, standing.catalog, under_way))
+        if not self._reading.done():
+            return None
+        run = self._reading.result()
+        self._reading = None
+        if under_way is None:
+            if run.catalog is not standing.catalog:
+                return self._begin(standing)
+            known = standing.duplicates(run.batches)
+            if known:
+                self._reader.without(run, known)
+        return run
+
+    def _records(self, under_way: UsageRun | None) -> list[Record]:
+        """The records of the next run; of one under way all of them, or none yet."""
+        if under_way is None:
+            return self._waiting.batches(RUN_RECORDS_MAX, RUN_BYTES_MAX)
+        records = [r for r in self._waiting.batches(1 << 30, 1 << 40) if r.offset <= under_way.upto]
+        return records if records and records[-1].offset == under_way.upto else []
