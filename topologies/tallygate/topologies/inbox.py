@@ -20,6 +20,7 @@ from tallygate.topologies.batch_lane import (
     Background,
     BatchLane,
     Finished,
+    Pace,
     Part,
     Standing,
     at_once,
@@ -125,12 +126,16 @@ class Inbox:
         runs: RunReader | None = None,
         background: Background = at_once,
         run_bytes_max: int = RUN_BYTES_MAX,
+        pace: Pace | None = None,
     ) -> None:
         self._read = read
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
-        self._batches = BatchLane(self._usage, runs, background, run_bytes_max) if runs is not None else None
+        self._pace = pace or Pace(lambda: 0)
+        self._batches: BatchLane | None = None
+        if runs is not None:
+            self._batches = BatchLane(self._usage, runs, background, run_bytes_max, self._pace)
         self._starved = False  # usage waits for more of it to come
 
     def __bool__(self) -> bool:
@@ -148,7 +153,10 @@ class Inbox:
 
     def offer(self, chunk: Chunk, done: Callable[[], object]) -> None:
         """Takes a chunk in; `done` is called when all its records are in force, or were before."""
-        lane = self._requests if chunk.topic == topics.REQUESTS else self._usage
+        lane = self._usage
+        if chunk.topic == topics.REQUESTS:
+            lane = self._requests
+            self._pace.asked()
         lane.offer(chunk.records, done)
         self._starved = False
 
@@ -167,6 +175,10 @@ class Inbox:
         """The rules took so long for a part of a run."""
         if self._batches is not None:
             self._batches.took(sum(len(groups) for _, groups in part.input.customers), us)
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
 
     def _take_part(self, standing: Standing, finished: Finished) -> Part | None:
         lane = self._batches

@@ -44,7 +44,7 @@ from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.topics import JOURNAL, REQUESTS, USAGE, topic_specs
-from tallygate.topologies.batch_lane import run_bytes_max
+from tallygate.topologies.batch_lane import Pace, run_bytes_max
 from tallygate.topologies.catalogs import CatalogFollower
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.inbox import Inbox, StepLimits
@@ -104,6 +104,7 @@ class Worker:
         self._clock = SystemClock()
         self._owned: dict[int, OwnedPartition] = {}
         self._ends: list[Callable[[], Any]] = []  # in the order in which things were begun
+        self._pace = Pace(self._clock.monotonic_us)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="batches")
         self._ends.append(partial(self._readers.shutdown, wait=True, cancel_futures=True))
         self.metrics = Metrics()
@@ -245,6 +246,7 @@ class Worker:
             RunReader(self._layout.partitions, rules),
             lambda call: self._read_batches(partition, call),
             run_bytes_max(self._layout.partitions),
+            self._pace,
         )
         ports = Ports(
             journal=journal,
