@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from gateway_stack import Stack, gateway_stack, wait_until
+from gateway_stack import CATALOG, Stack, gateway_stack, wait_until
 from kafka_fixture import Broker
+from tallygate.topologies.keys_topic import audit_log
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -207,6 +208,26 @@ def test_the_catalog(stack: Stack) -> None:
     assert broken.status == 422
     assert "features.a.meters.0: there is no meter 'none'" in broken.json["errors"][0]
     assert call("GET", "/v1/catalog").json == shown
+
+
+def test_every_administrative_change_is_in_the_audit_log(stack: Stack) -> None:
+    call = stack.gateway.call
+    grant(stack, "audited", "5")
+    conflict = {"amount": 1, "id": "order-1"}
+    assert call("POST", "/v1/customers/audited/grants", conflict).status == 200
+    assert call("POST", "/v1/customers/audited/grants", {**conflict, "amount": 2}).status == 409
+    assert call("POST", "/v1/catalog", CATALOG).status == 200
+    found = list(audit_log(stack.gateway.settings))
+    here = [record for record in found if record.customer == "audited"]
+    assert [record.outcome for record in here] == ["asked", "done", "asked", "done", "asked", "refused"]
+    assert here[-1].reason.startswith("id_conflict")
+    assert {(record.who, record.origin) for record in here} == {(stack.gateway.admin[3:15], "127.0.0.1")}
+    by_id = {record.id: record for record in found if record.outcome == "asked"}
+    assert all(record.id in by_id and record.at >= by_id[record.id].at for record in found)
+    applied = [record for record in found if record.action == "catalog.apply"]
+    assert (applied[-1].outcome, applied[-1].target) == ("done", "version 1")
+    # A question is no change.
+    assert not [record for record in found if record.action in ("check", "reserve", "balance")]
 
 
 def test_decisions_and_balances_are_streamed(stack: Stack) -> None:

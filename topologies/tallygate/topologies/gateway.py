@@ -31,6 +31,7 @@ from tallygate.schemas.topics import CATALOG, KEYS
 from tallygate.topologies import catalog_topic, sql_server
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.followed_topic import FollowedTopic
+from tallygate.topologies.gateway_note import noted
 from tallygate.topologies.settings import ENV_PREFIX, Settings, parse_address
 from tallygate.topologies.sink_metrics import MetricsPage
 
@@ -74,6 +75,7 @@ async def serve(settings: Settings, started: Callable[[Gateway, str], None] = la
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         server = _server(gateway, tls)
         serving = asyncio.create_task(server.serve([listening]))
+        ends.enter_context(noted(settings.data_dir, url))
         logger.info("gateway listens on %s", url)
         connecting = asyncio.create_task(connect(settings, gateway, ends, failed))
         connecting.add_done_callback(lambda _: started(gateway, url) if gateway.ready else None)
