@@ -207,6 +207,7 @@ _CONFIG: Final = {"acks": "all", "enable.idempotence": True, "log_level": "2", "
 
 def _send(settings: Settings, topic: str, sent: list[tuple[bytes, bytes]]) -> None:
     """Returns when the broker has confirmed all of it."""
+    bounds(settings, topic)  # says what to do where it is missing; a broker might make it, in its own way
     failed: list[str] = []
     producer = Producer({**settings.librdkafka, **_CONFIG, "message.timeout.ms": str(int(TIMEOUT_SECONDS * 1000))})
     try:
