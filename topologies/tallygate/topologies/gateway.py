@@ -19,7 +19,7 @@ import uvicorn
 import uvloop
 
 from tallygate.connectors.clickhouse_questions import QuestionError
-from tallygate.connectors.client_errors import NotConnected
+from tallygate.connectors.client_errors import BrokersAway, NotConnected
 from tallygate.connectors.consuming import LaneTrouble, broker_watch
 from tallygate.connectors.gateway.app import build_app
 from tallygate.connectors.gateway.problems import unavailable
@@ -161,9 +161,7 @@ async def _connect_client(settings: Settings, gateway: Gateway) -> None:
     while True:
         try:
             await gateway.client.start()
-        except NotConnected as error:
-            if "no Kafka broker answers" not in str(error):
-                raise
+        except BrokersAway as error:
             watch.away("gateway", str(error))
             await asyncio.sleep(_AGAIN_SECONDS)
         else:
