@@ -40,6 +40,11 @@ API: Any = schemathesis.openapi.from_dict(
 ).exclude(operation_id="stream")
 
 
+@schemathesis.serializer("application/x-ndjson")
+def as_lines(context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode(errors="replace")
+
+
 @pytest.fixture(scope="module")
 def stack(module_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("fuzz")
