@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ import zstandard
 from gateway_stack import CATALOG, Stack, gateway_stack, wait_until
 from kafka_fixture import Broker
 from tallygate.topologies.keys_topic import audit_log
+
+#: Days whose hours still take distinct values: they close after eight.
+DAY, NEXT_DAY = (f"{datetime.now(UTC) - timedelta(days=back):%Y-%m-%d}" for back in (3, 2))
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,7 +38,7 @@ def event(customer: str, id: str, tokens: int = 5, **more: Any) -> dict[str, Any
         "source": "/test",
         "type": "llm.call",
         "subject": customer,
-        "time": "2026-01-31T12:30:00Z",
+        "time": f"{DAY}T12:30:00Z",
         "data": data,
     }
 
@@ -152,11 +156,11 @@ def test_usage_and_ledger_from_clickhouse(stack: Stack) -> None:
     grant(stack, "initech", "100")
     events = [
         event("initech", "a", 5),
-        {**event("initech", "b", 7, team="sales"), "time": "2026-01-31T13:00:00Z"},
-        {**event("initech", "c", 9), "time": "2026-02-01T00:00:00Z"},
+        {**event("initech", "b", 7, team="sales"), "time": f"{DAY}T13:00:00Z"},
+        {**event("initech", "c", 9), "time": f"{NEXT_DAY}T00:00:00Z"},
     ]
     assert call("POST", "/v1/usage", events).status == 202
-    span = "from=2026-01-01T00:00:00Z&to=2026-03-01T00:00:00Z"
+    span = f"from={DAY}T00:00:00Z&to={NEXT_DAY}T01:00:00Z"
 
     def asked(query: str) -> Any:
         found = call("GET", f"/v1/customers/initech/usage?{span}&{query}")
@@ -169,10 +173,10 @@ def test_usage_and_ledger_from_clickhouse(stack: Stack) -> None:
     assert total["left_out"] == ["users"]
     daily = asked("meter=tokens&window=day")["usage"]
     assert [(row["window_at"], row["quantity"], row["events"]) for row in daily] == [
-        ("2026-01-31T00:00:00Z", "12", 2),
-        ("2026-02-01T00:00:00Z", "9", 1),
+        (f"{DAY}T00:00:00Z", "12", 2),
+        (f"{NEXT_DAY}T00:00:00Z", "9", 1),
     ]
-    teams = asked("meter=tokens&by=team&window=month&filter=team=research")["usage"]
+    teams = asked("meter=tokens&by=team&window=day&filter=team=research")["usage"]
     assert [(row["dimensions"], row["quantity"]) for row in teams] == [
         ({"team": "research"}, "5"),
         ({"team": "research"}, "9"),
