@@ -1,8 +1,8 @@
 """A producer much faster than the worker, for a minute. `python load-tests/backpressure_bench.py [--json FILE]`
 
-A real broker, worker, sink and the product's own producer of usage (`publish_events`), each a process, on this machine.
-Their resident sizes are sampled every second, and what the worker has taken in and not finished. Bounded memory shows in
-this: the last third of the minute is no larger than the one before, though the backlog has grown all the time.
+A real broker, worker, sink and the product's own producer of usage (`publish_events`), each a process, on one machine.
+Their resident sizes are sampled every second, and what the worker has taken in and not finished. Memory is bounded if
+the last third of the minute is no larger than the one before, though the backlog has grown all the time.
 """
 
 import argparse
