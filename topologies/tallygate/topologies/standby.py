@@ -17,6 +17,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tallygate.connectors.consuming import PASSING, consumer_config, record_of
+from tallygate.pipeline.fence import Verdict
 from tallygate.pipeline.replay import forgotten_range
 from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, decode_record
 from tallygate.schemas.topics import JOURNAL
@@ -58,8 +59,7 @@ class _Followed:
 
     def take(self, message: Any) -> None:
         record = record_of((JOURNAL, self.partition), message)
-        self.follower.take(record)
-        if record.key == PARTITION_KEY:
+        if self.follower.take(record) is Verdict.ACCEPTED and record.key == PARTITION_KEY:
             self._row = record.value
         if self.follower.pending_writes >= PORTION:
             self.flush()
