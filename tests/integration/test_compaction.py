@@ -1,6 +1,6 @@
 """Kafka compacts the journal while workers and the sink are at work: what is left gives the same state.
 
-In production everything is kept for 24 hours; here it is a second, so that compaction takes place again and again.
+In production everything is kept for 24 hours; here it is some seconds, which the sink must not fall behind.
 """
 
 import shutil
@@ -52,9 +52,9 @@ def test_a_journal_compacted_at_work_gives_the_same_state(fresh_kafka: Broker, t
             settled = asker.ask(*(Settle(id=f"last-{c}", customer=c, hold=f"open-{c}") for c in CUSTOMERS.values()))
             assert cold.stop() == 0
         verified = ledger.verify(sink.settings, None, 30.0, lambda what, done, of: None)
-        assert sink.process.poll() is None
+        # Of each lap two legs to hold a credit, and two to consume it; all of them before they were compacted.
+        assert sink.figure("SELECT count() FROM postings") > 4 * laps * len(CUSTOMERS)
     assert verified.difference is None
-    assert verified.postings > 2 * laps * len(CUSTOMERS)
     for answer in statements:
         assert answer.statement is not None
         [pool] = answer.statement.pools
@@ -70,7 +70,7 @@ def make_it_compact(brokers: str) -> None:
     admin = AdminClient({"bootstrap.servers": brokers})
     for broker in admin.list_topics(timeout=10).brokers:
         alter(admin, ResourceType.BROKER, str(broker), {"log.cleaner.backoff.ms": "100"})
-    quick = {"min.compaction.lag.ms": "1000", "segment.ms": "300", "min.cleanable.dirty.ratio": "0.01"}
+    quick = {"min.compaction.lag.ms": "6000", "segment.ms": "500", "min.cleanable.dirty.ratio": "0.01"}
     alter(admin, ResourceType.TOPIC, topics.JOURNAL, quick)
 
 
