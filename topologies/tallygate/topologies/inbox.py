@@ -20,13 +20,28 @@ from tallygate.topologies.usage_runs import RunReader
 
 #: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
 STEP_BYTES_MAX: Final = 256 * 1024
+CALM_BYTES_MAX: Final = 1024 * 1024
+#: Under load, that many steps of a partition take a few tenths of a second.
+CALM_STEPS: Final = 64
 
 
 class StepLimits(msgspec.Struct, frozen=True):
-    """How much one step takes: usage events (a record is never split) and requests."""
+    """How much one step takes: usage events (a record is never split) and requests.
+
+    `calm_events_max`: when no request has come to the worker for `CALM_STEPS` steps. Large steps cost less for each
+    event, and whoever asks meanwhile waits for them.
+    """
 
     events_max: int = 256
     requests_max: int = 256
+    calm_events_max: int = 0
+
+
+class Calm:
+    """How many requests have come to a worker, whatever the partition: they all wait for the same thread."""
+
+    def __init__(self) -> None:
+        self.requests = 0
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -115,12 +130,16 @@ class Inbox:
         limits: StepLimits,
         runs: RunReader | None = None,
         background: Background = at_once,
+        calm: Calm | None = None,
     ) -> None:
         self._read = read
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
         self._batches = BatchLane(self._usage, runs, background) if runs is not None else None
+        self._calm = calm or Calm()
+        self._requests_known = 0
+        self._calm_steps = 0
         self._starved = False  # usage waits for more of it to come
 
     def __bool__(self) -> bool:
@@ -138,7 +157,10 @@ class Inbox:
 
     def offer(self, chunk: Chunk, done: Callable[[], object]) -> None:
         """Takes a chunk in; `done` is called when all its records are in force, or were before."""
-        lane = self._requests if chunk.topic == topics.REQUESTS else self._usage
+        lane = self._usage
+        if chunk.topic == topics.REQUESTS:
+            lane = self._requests
+            self._calm.requests += len(chunk.records)
         lane.offer(chunk.records, done)
         self._starved = False
 
@@ -179,16 +201,25 @@ class Inbox:
         self._usage.last = max(self._usage.last, applied(topics.USAGE))
         if self._batches is not None and self._batches.begun:
             return taken
-        while self._usage and events < self._limits.events_max:
+        events_max, bytes_max = self._usage_limits()
+        while self._usage and events < events_max:
             first = self._usage.next()
             if self._batches is not None and first.offset > self._usage.last and is_batch(first):
                 break
             size += len(first.value or b"")
-            if taken and size > STEP_BYTES_MAX:
+            if taken and size > bytes_max:
                 break
             one = self._pass(self._usage, taken, finished)
             events += len(one.events) if isinstance(one, UsageInput) else 1
         return taken
+
+    def _usage_limits(self) -> tuple[int, int]:
+        if self._requests_known != self._calm.requests:
+            self._requests_known, self._calm_steps = self._calm.requests, 0
+        self._calm_steps += 1
+        if self._calm_steps > CALM_STEPS and self._limits.calm_events_max:
+            return self._limits.calm_events_max, CALM_BYTES_MAX
+        return self._limits.events_max, STEP_BYTES_MAX
 
     def _pass(self, lane: _Lane, taken: list[Taken], finished: list[Callable[[], object]]) -> Input | None:
         record = lane.next()
