@@ -31,7 +31,12 @@ _DEAD_LETTER_BYTES_MAX: Final = 4 * 1024 * 1024
 DEAD_ORIGINAL_PREFIX: Final = "original-"
 HEADER_DEAD_KEY: Final = "tallygate-key"
 
-_COMMON: Final[dict[str, Any]] = {"linger.ms": 0, "log_level": 2, "error_cb": lambda error: None}
+_COMMON: Final[dict[str, Any]] = {
+    "linger.ms": 0,
+    "socket.nagle.disable": True,
+    "log_level": 2,
+    "error_cb": lambda error: None,
+}
 
 
 class ReplySender:

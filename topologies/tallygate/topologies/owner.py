@@ -107,7 +107,7 @@ class PartitionOwner:
         self._decide_us = 0
         self._resumed: Catalog | None = None
         self._remembered_from = b""
-        self._records: dict[tuple[str, int], Record] = {}  # of the step under way, for its dead letters
+        self._step: tuple[Sequence[Taken], Sequence[Record]] = (), ()  # under way: the inputs, and the run's records
 
     # Opening
 
@@ -213,8 +213,7 @@ class PartitionOwner:
             inputs.append(self._tick())
         if inputs:
             part = step.part
-            of_run = part.records if part is not None else ()
-            self._records = {(r.topic, r.offset): r for r in (*(t.record for t in step.taken), *of_run)}
+            self._step = step.taken, part.records if part is not None else ()
             catalog = part.catalog if part is not None else self._ports.catalogs.newest
             await self._transit(inputs, self._rules, catalog)
             if part is not None:
@@ -287,8 +286,10 @@ class PartitionOwner:
     async def _put_in_force(self, transition: Transition) -> None:
         ports = self._ports
         if transition.dead_letters:
+            taken, of_run = self._step
+            known = {(record.topic, record.offset): record for record in (*(each.record for each in taken), *of_run)}
             await ports.dead_letters.put(
-                [(self._records[d.source.topic, d.source.offset], d.reason, d.message) for d in transition.dead_letters]
+                [(known[d.source.topic, d.source.offset], d.reason, d.message) for d in transition.dead_letters]
             )
             ports.at("dead_lettered")
         records = self._with_repairs(transition.records)
@@ -367,12 +368,9 @@ class PartitionOwner:
     def _observe_lag(self, taken: Sequence[Taken]) -> None:
         """The age of each lane's oldest input of this step."""
         now = self._ports.clock.wall_ms()
-        seen = set()
-        for each in taken:
-            if each.record.topic not in seen:
-                seen.add(each.record.topic)
-                age_ms = max(0, now - each.record.timestamp_ms)
-                self._ports.metrics.lag_seconds.labels(each.record.topic).observe(age_ms / 1000)
+        first = {each.record.topic: each.record.timestamp_ms for each in reversed(taken)}
+        for topic, at in first.items():
+            self._ports.metrics.lag_seconds.labels(topic).observe(max(0, now - at) / 1000)
 
 
 def batch_bytes(records: Sequence[Pair]) -> int:
