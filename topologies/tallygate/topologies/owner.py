@@ -1,6 +1,6 @@
 """The owner of one partition: decides, journals, reads back, and only then lets anything be seen.
 
-    inputs ─▶ decide ─▶ dead letters ─▶ append one batch ─▶ read it back ─▶ local table ─▶ state ─▶ answers
+    inputs ─▶ decide ─▶ dead letters ─▶ append one batch ─▶ read it back ─▶ answers ─▶ local table ─▶ state
 
 The journal decides who owns a partition. An owner opens it with a record of a higher term; from there on every reader
 drops what former owners append. So a pause of any length, a second owner, or a lost acknowledgement can delay an
@@ -306,12 +306,13 @@ class PartitionOwner:
         ports.metrics.journal_seconds.observe((ports.clock.monotonic_us() - known_us) / 1e6)
         ports.metrics.journal_records.inc(len(records))
         ports.at("read_back")
+        # What is read back is decided, whatever becomes of the table, which is a copy: so nobody waits for that.
+        self._show(transition)
+        ports.at("answered")
         self._follower.flush()
         ports.at("table_written")
         self._state.commit(transition)
         self._forget()
-        self._show(transition)
-        ports.at("answered")
 
     def _with_repairs(self, records: Sequence[Pair]) -> list[Pair]:
         """The rows that stale records lie over, as far as they fit, in front of a transition's own records."""
