@@ -1,8 +1,8 @@
 """Tallygate and its peers, one after the other in each round: `python load-tests/compare.py SUBJECT...`
 
-Subjects are usage-single, decisions-200, decisions-1000, decisions-closed, decisions-hot, and sink and growth, which
-have no peers; `all` is all of them. What a round found is written to FOLDER/SUBJECT.json when its rounds are done.
-A peer that cannot run here is told, and is left out.
+Subjects are usage, decisions-200, decisions-1000, decisions-closed, decisions-hot, and sink and growth, which
+have no peers; `all` is all of them. What a round found is written to FOLDER/SUBJECT.json when its rounds are done,
+and the page with its plots, FOLDER/README.md, at the end. A peer that cannot run here is told, and is left out.
 """
 
 import argparse
@@ -35,6 +35,8 @@ PEERS = HERE / "peers"
 CACHE = platformdirs.user_cache_path("tallygate") / "peers"
 PEER_SECONDS_MAX = 240
 CUSTOMERS = 1_000
+#: Usage events a second that flow while decisions are measured a second time.
+USAGE_BESIDE = 50_000
 #: Events of each usage peer: some seconds' worth.
 EVENTS = {"faust": 20_000, "streams": 200_000, "quix": 200_000, "bytewax": 400_000}
 
@@ -175,10 +177,18 @@ def subjects(seconds: float) -> dict[str, Contenders]:
             "postgres": partial(decision_peer, "postgres", postgres_server, rate, clients, customers, seconds),
         }
 
+    def busy(rate: int) -> Contenders:
+        words = ["--rate", str(rate), "--usage-rate", str(USAGE_BESIDE)]
+        return {"tallygate-busy": partial(tallygate, "decisions", *words, "--seconds", s)}
+
     return {
-        "usage-single": {"tallygate": partial(tallygate, "usage", "--seconds", s), **usage},
-        "decisions-200": decisions(["--rate", "200"], 200, 0, 100),
-        "decisions-1000": decisions(["--rate", "1000"], 1000, 0, 100),
+        "usage": {
+            "tallygate": partial(tallygate, "usage", "--shape", "single", "--seconds", s),
+            "tallygate-batch": partial(tallygate, "usage", "--shape", "batch", "--customers", "10000", "--seconds", s),
+            **usage,
+        },
+        "decisions-200": {**decisions(["--rate", "200"], 200, 0, 100), **busy(200)},
+        "decisions-1000": {**decisions(["--rate", "1000"], 1000, 0, 100), **busy(1000)},
         "decisions-closed": decisions(["--closed", "200"], 0, 200, 100),
         "decisions-hot": decisions(["--hot", "64"], 0, 64, 1),
         "sink": {"tallygate": partial(tallygate, "sink")},
@@ -207,7 +217,7 @@ def run(subject: str, contenders: Contenders, rounds: int, folder: Path) -> None
                 continue
             result.setdefault("load_average", {"before": round(before, 2), "after": round(os.getloadavg()[0], 2)})
             found[-1][name] = result
-            if name != "tallygate":
+            if not name.startswith("tallygate"):
                 print(json.dumps(result), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {
@@ -222,7 +232,7 @@ def run(subject: str, contenders: Contenders, rounds: int, folder: Path) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="none: only the page is made anew")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each load of Tallygate and the decision peers")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
@@ -233,6 +243,7 @@ def main() -> None:
         parser.error(f"there is no subject {unknown[0]!r}; there are {', '.join(known)}")
     for name in wanted:
         run(name, known[name], options.rounds, options.results)
+    subprocess.run([peers_python(), HERE / "page.py", options.results], check=True)
 
 
 if __name__ == "__main__":

@@ -59,11 +59,12 @@ def test_usage(tmp_path: Path) -> None:
 
 @needs_java
 def test_decisions_while_usage_flows(tmp_path: Path) -> None:
-    words = ("--rate", "100", "--seconds", "3", "--usage-rate", "200", "--customers", "40", "--partitions", "2")
+    words = ("--rate", "100", "--seconds", "3", "--usage-rate", "2000", "--customers", "40", "--partitions", "2")
     found = figures(tmp_path, "decisions", *words)
     assert found["sent"] == found["answered"] == found["allowed"] * 2 + found["denied"]
     assert found["denied"] > 0  # some limits were met, or the next line would say little
     assert found["overdraft"] == 0
+    assert found["usage_counted"] == found["usage_sent"] > 0
     assert found["recorded"]["journal"] == found["recorded"]["clickhouse"]
     assert found["recorded"]["journal"] == {"reserve": found["allowed"], "settle": found["settled"]}
     assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["p999_ms"]
@@ -101,7 +102,7 @@ def test_a_cluster_without_the_benchs_catalog_is_not_written_to(
     [
         ("decisions", "give one of --rate, --closed and --hot"),
         ("decisions --rate 5 --hot 2", "give one of --rate, --closed and --hot"),
-        ("usage --seconds 0", "0.0 is not in the range"),
+        ("usage --seconds 0", "'--seconds'"),
         ("usage --shape triple", "'triple' is not"),
         ("growth --partitions 1,x", "'1,x': write numbers from 1 to 256 with commas"),
         ("usage --json /no/such/folder/f.json", "/no/such/folder/f.json: No such file"),

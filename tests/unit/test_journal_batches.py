@@ -47,4 +47,4 @@ def test_the_security_of_librdkafka_is_carried_over() -> None:
         "sasl_plain_username": "worker",
         "sasl_plain_password": "secret",
     }
-    assert producer_options({"linger.ms": "5"}) == {}
+    assert producer_options({"linger.ms": "5"}) == {"security_protocol": "PLAINTEXT"}

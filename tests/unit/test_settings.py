@@ -44,6 +44,33 @@ def test_the_environment_is_read_and_what_is_given_wins(monkeypatch: pytest.Monk
         ("KAFKA_CONFIG", "{", "no JSON"),
         ("KAFKA_CONFIG", "[1]", "a JSON object"),
         ("KAFKA_CONFIG", '{"bootstrap.servers": "x"}', "'bootstrap.servers' has a setting of its own"),
+        ("KAFKA_CONFIG", '{"sasl.pasword": "pw"}', "'sasl.pasword' is not carried through every client: there are"),
+        ("KAFKA_CONFIG", '{"no.such.option": "1"}', 'No such configuration property: "no.such.option"'),
+        ("KAFKA_CONFIG", '{"partitioner": "random"}', "'partitioner' is set by Tallygate itself"),
+        ("KAFKA_CONFIG", '{"auto.offset.reset": "latest"}', "'auto.offset.reset' is set by Tallygate itself"),
+        ("KAFKA_CONFIG", '{"security.protocol": "TLS"}', "security.protocol is 'TLS': there are PLAINTEXT, SSL"),
+        ("KAFKA_CONFIG", '{"sasl.password": "pw"}', "sasl.password is set and security.protocol is PLAINTEXT, which"),
+        ("KAFKA_CONFIG", '{"security.protocol": "SSL", "sasl.password": "pw"}', "set that to SASL_SSL"),
+        (
+            "KAFKA_CONFIG",
+            '{"security.protocol": "SASL_PLAINTEXT", "ssl.ca.location": "x"}',
+            "set that to SSL or SASL_SSL",
+        ),
+        ("KAFKA_CONFIG", '{"security.protocol": "SASL_SSL"}', "sasl.mechanisms is '': there are SCRAM-SHA-512"),
+        (
+            "KAFKA_CONFIG",
+            '{"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}',
+            "sasl.mechanisms is 'OAUTHBEARER': there are",
+        ),
+        (
+            "KAFKA_CONFIG",
+            '{"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": "u"}',
+            "sasl.password is missing",
+        ),
+        ("KAFKA_CONFIG", '{"security.protocol": "SSL", "ssl.key.location": "x"}', "go together: set both"),
+        ("KAFKA_CONFIG", '{"security.protocol": "SSL", "ssl.ca.location": "/no/ca"}', "there is no file '/no/ca'"),
+        ("KAFKA_CONFIG", '{"security.protocol": "SSL", "ssl.ca.location": "/dev/null"}', "ssl.ca.location failed"),
+        ("KAFKA_CONFIG_FILE", "/no/file", "/no/file: No such file or directory"),
         ("PARTITIONS", "0", "greater than or equal to 1 (it is '0')"),
         ("PARTITIONS", "many", "valid integer"),
         ("TICK_MS", "5000", "a quarter of the session time-out"),
@@ -63,6 +90,31 @@ def test_what_is_wrong_is_one_line_that_names_the_variable(
     assert line.startswith(f"TALLYGATE_{name}: ")
     assert says in line
     assert "\n" not in line
+    assert "pw" not in line.replace("sasl.pasword", "")
+
+
+def test_secrets_come_from_a_file_and_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "kafka.json"
+    file.write_text('{"sasl.password": "hush", "sasl.username": "worker"}')
+    monkeypatch.setenv("TALLYGATE_KAFKA_CONFIG_FILE", str(file))
+    with pytest.raises(SettingsError, match=r"sasl\.username is set and security\.protocol is PLAINTEXT") as alone:
+        load_settings()
+    monkeypatch.setenv(
+        "TALLYGATE_KAFKA_CONFIG", '{"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "SCRAM-SHA-256"}'
+    )
+    settings = load_settings()
+    assert settings.kafka_config["sasl.password"] == "hush"
+    assert settings.kafka_config["security.protocol"] == "SASL_PLAINTEXT"
+    handed_on = load_settings(**settings.model_dump(mode="json"))  # as to the members of a local stack
+    assert handed_on.kafka_config == settings.kafka_config
+    file.write_text('{"sasl.password": "hush", "sasl.mechanism": "PLAIN"}')
+    with pytest.raises(SettingsError, match=r"both set 'sasl\.mechanism': choose one") as twice:
+        load_settings()
+    file.write_text('{"sasl.password": "hush"')
+    with pytest.raises(SettingsError, match=f"^TALLYGATE_KAFKA_CONFIG_FILE: {file} .*: no JSON") as broken:
+        load_settings()
+    shown = [repr(settings), str(settings), *(str(each.value) for each in (alone, twice, broken))]
+    assert not any("hush" in line for line in shown)
 
 
 def test_two_wrong_settings_are_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:

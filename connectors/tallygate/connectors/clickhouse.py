@@ -94,7 +94,7 @@ class Store:
         self.dsn = dsn
         self.place = place_of(dsn)
         if is_embedded(dsn):
-            _claim_folder(_folder(dsn))
+            _claim_folder(embedded_folder(dsn))
         self._client = open_client(dsn)
 
     def prepare(self) -> None:
@@ -168,11 +168,11 @@ def is_embedded(dsn: str) -> bool:
 def place_of(dsn: str) -> str:
     """Where a DSN leads, for messages: without user and password."""
     if is_embedded(dsn):
-        return f"the embedded ClickHouse in {_folder(dsn)}"
+        return f"the embedded ClickHouse in {embedded_folder(dsn)}"
     return f"ClickHouse at {re.sub(r'^[^@/]*@', '', dsn.split('://', 1)[-1]).split('?')[0]}"
 
 
-def _folder(dsn: str) -> str:
+def embedded_folder(dsn: str) -> str:
     return "/" + dsn.removeprefix(EMBEDDED).split("?")[0].lstrip("/")
 
 

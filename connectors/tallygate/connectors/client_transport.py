@@ -23,9 +23,11 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tallygate.connectors.client_errors import ClientClosed, NoAnswer, NotConnected, TallygateError
+from tallygate.connectors.kafka_security import Heard, contradiction, said_of
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.requests import OPS, Balance, Check, Estimate, Request
 from tallygate.schemas.topics import (
+    GROUP_CLIENT_PREFIX,
     HEADER_CORRELATION,
     HEADER_REPLY_PARTITION,
     HEADER_REPLY_TO,
@@ -129,6 +131,7 @@ class Transport:
         self._instance = uuid.uuid4().hex[:16].encode() + b"-"
         self._count = 0
         self._usual_seconds = 0.0
+        self._heard = Heard()
         self._trouble = ""
         self._trouble_at = 0.0
         self._why_down = "is not started: use it in a with block"
@@ -165,7 +168,9 @@ class Transport:
         """Reads one reply partition, chosen at random, from its end on; blocks. What fails leaves nothing open."""
         until = time.monotonic() + timeout
         own = {"bootstrap.servers": self._brokers, "error_cb": self._remember, **self._kafka}
-        group = {"group.id": f"tallygate-client-{self._service}"}  # librdkafka asks for a name; no group is joined
+        group = {"group.id": f"{GROUP_CLIENT_PREFIX}{self._service}"}  # librdkafka asks for a name; no group is joined
+        if wrong := contradiction(self._kafka):
+            raise NotConnected(f"these settings for Kafka do not go together: {wrong}")
         try:
             consumer = Consumer({**_QUICK, **_CONSUMER, **group, **own})
         except (KafkaException, TypeError, ValueError) as error:
@@ -190,6 +195,10 @@ class Transport:
                 return place
             except KafkaException as error:
                 consumer.poll(0.05)  # calls back with what went wrong
+                if self._heard.refused:
+                    raise NotConnected(
+                        f"Kafka at {self._brokers} does not let this client in: {self._heard.refused}"
+                    ) from None
                 if time.monotonic() >= until:
                     raise NotConnected(
                         f"no Kafka broker answers at {self._brokers} within {timeout:g} s "
@@ -204,7 +213,7 @@ class Transport:
             raise NotConnected(f"topic {topic} is missing on {self._brokers}: declare it with `{command}`")
         if found.error.code() == KafkaError.LEADER_NOT_AVAILABLE:
             raise KafkaException(found.error)
-        raise NotConnected(f"topic {topic} on {self._brokers} cannot be used: {found.error.str()}")
+        raise NotConnected(f"topic {topic} on {self._brokers} cannot be used: {said_of(found.error)}")
 
     # Asking
 
@@ -360,6 +369,7 @@ class Transport:
             self._loop.call_soon_threadsafe(self._send_now, call)
 
     def _remember(self, error: KafkaError) -> None:
+        self._heard(error)
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error of the broker itself
             self._note(error.str())
 

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from tallygate.connectors.kafka_security import said_of
 from tallygate.schemas.records import Record
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ ELECTING: Final = frozenset(
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError._NOENT,  # an AdminClient's word for a partition without a leader
     }
 )
 #: librdkafka gets over these itself; they reach us only as news.
@@ -190,7 +192,7 @@ def trouble_of(error: KafkaError, message: Any, offset: int | None) -> LaneTroub
         )
     if error.code() in _ABSENT:
         return absence_of(message.topic(), message.partition())
-    return LaneTrouble(f"{where}: {error.str()}")
+    return LaneTrouble(f"{where}: {said_of(error)}")
 
 
 def absence_of(topic: str, number: int) -> LaneTrouble:

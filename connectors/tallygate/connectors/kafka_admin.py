@@ -7,10 +7,12 @@ from typing import Final, Literal, NamedTuple
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
 
+from tallygate.connectors.kafka_security import Heard, said_of
 from tallygate.schemas.topics import TopicSpec
 
 REPLICATION_MAX: Final = 3
 TIMEOUT_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 1.0
 
 
 class KafkaUnreachable(Exception):
@@ -47,7 +49,7 @@ def declare_topics(
     None is three, or as many as there are brokers if fewer; with three copies, two must hold a record before it counts
     (`min.insync.replicas`). More copies than wanted are no difference. Raises KafkaUnreachable, KafkaRefused.
     """
-    admin, cluster = _connect(admin_config, timeout_seconds)
+    admin, cluster = connect(admin_config, timeout_seconds)
     copies = replication or min(REPLICATION_MAX, len(cluster.brokers))
     if copies >= REPLICATION_MAX:
         specs = [TopicSpec(s.name, s.partitions, {"min.insync.replicas": "2", **s.config}) for s in specs]
@@ -68,27 +70,29 @@ def declare_topics(
     return reports
 
 
-def _connect(admin_config: Mapping[str, str], timeout_seconds: float) -> tuple[AdminClient, ClusterMetadata]:
-    heard: list[str] = []
-
-    def hear(error: KafkaError) -> None:
-        # That all brokers are down follows from what was heard about each.
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            heard.append(error.str())
-
+def connect(
+    admin_config: Mapping[str, str], timeout_seconds: float = TIMEOUT_SECONDS
+) -> tuple[AdminClient, ClusterMetadata]:
+    """An administrator's client, and what it sees of the cluster. Raises KafkaUnreachable, KafkaRefused."""
+    heard = Heard()
     where = admin_config.get("bootstrap.servers") or "no address at all"
     try:
-        admin = AdminClient({"log_level": "0", **admin_config, "error_cb": hear})
+        admin = AdminClient({"log_level": "0", **admin_config, "error_cb": heard})
     except KafkaException as error:
         raise KafkaRefused(f"the Kafka client does not take its configuration: {error.args[0].str()}") from error
-    try:
-        return admin, admin.list_topics(timeout=timeout_seconds)
-    except KafkaException as error:
-        admin.poll(0)  # delivers what was heard
-        why = heard[-1] if heard else error.args[0].str()
-        raise KafkaUnreachable(
-            f"no Kafka answers at {where} within {timeout_seconds:g} s: {why}; is the address right, and does it run?"
-        ) from error
+    until = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            return admin, admin.list_topics(timeout=min(_LOOK_SECONDS, timeout_seconds))
+        except KafkaException as error:
+            admin.poll(0)  # delivers what was heard
+            if heard.refused:
+                raise KafkaRefused(f"Kafka at {where} does not let this client in: {heard.refused}") from error
+            if time.monotonic() >= until:
+                raise KafkaUnreachable(
+                    f"no Kafka answers at {where} within {timeout_seconds:g} s: {heard.last or error.args[0].str()}; "
+                    "is the address right, does it run, and are the security settings right?"
+                ) from error
 
 
 def _create(admin: AdminClient, missing: Sequence[TopicSpec], copies: int, timeout_seconds: float) -> set[str]:
@@ -140,7 +144,7 @@ def _refusal(what: str, error: KafkaException) -> KafkaUnreachable | KafkaRefuse
     why: KafkaError = error.args[0]
     if why.retriable() or why.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
         return KafkaUnreachable(f"{what}: Kafka does not answer: {why.str()}")
-    return KafkaRefused(f"{what}: {why.str()}")
+    return KafkaRefused(f"{what}: {said_of(why)}")
 
 
 def _differences(spec: TopicSpec, copies: int, cluster: ClusterMetadata, config: dict[str, str]) -> list[Difference]:

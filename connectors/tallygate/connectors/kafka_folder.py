@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,9 +35,9 @@ _SERVER: Final = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners={listeners}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=data
@@ -84,8 +84,15 @@ def prepare(folder: Path) -> None:
         raise LocalKafkaError(disk_full(folder))
 
 
-def write_config(folder: Path, port: int, controller_port: int) -> None:
-    (folder / "server.properties").write_text(_SERVER.format(port=port, controller_port=controller_port))
+def write_config(
+    folder: Path, port: int, controller_port: int, listeners: Sequence[str] = (), properties: Mapping[str, str] = {}
+) -> None:
+    """`listeners` besides the plain one, like `SASL_SSL://127.0.0.1:9093`; `properties` win over ours."""
+    server = _SERVER.format(
+        listeners=",".join([f"PLAINTEXT://127.0.0.1:{port}", *listeners]), controller_port=controller_port
+    )
+    more = "".join(f"{name}={value}\n" for name, value in properties.items())
+    (folder / "server.properties").write_text(server + more)
     (folder / "log4j2.properties").write_text(_LOGGING)
 
 

@@ -5,6 +5,7 @@ events again is safe: an event with the same source and id counts once.
 """
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from tallygate.connectors.kafka_security import Heard, said_of
 from tallygate.schemas.events import STRUCTURED, UsageEvent, decode_events, encode_event
 from tallygate.schemas.reasons import Refused
 from tallygate.schemas.topics import EVENT_BYTES_MAX, USAGE
@@ -23,6 +25,10 @@ _PROGRESS_EVERY: Final = 1_000
 _WAIT_SECONDS: Final = 0.2
 _ROOM_SECONDS: Final = 0.01
 _LINE_BYTES_MAX: Final = EVENT_BYTES_MAX + 2
+_ABSENT: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+#: librdkafka's own log: what matters comes through callbacks, once and in our words.
+_UNHEARD: Final = logging.getLogger("tallygate.librdkafka")
+_UNHEARD.disabled = True
 _BOM: Final = b"\xef\xbb\xbf"
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _AGAIN: Final = "publish them again: an event with the same source and id counts once"
@@ -38,7 +44,7 @@ _PRODUCER: Final[dict[str, Any]] = {
     "queue.buffering.max.messages": 50_000,
     "queue.buffering.max.kbytes": 32 * 1024,
     "reconnect.backoff.max.ms": 1_000,
-    "log_level": 2,  # what matters comes through callbacks, once and in our words
+    "logger": _UNHEARD,
 }
 
 
@@ -162,7 +168,7 @@ class _Publisher:
         self._failed = 0
         self._shown = 0
         self._why = ""
-        self._trouble = ""
+        self._heard = Heard()
         self._away = False
         own = {
             "error_cb": self._on_error,
@@ -179,17 +185,24 @@ class _Publisher:
         until = time.monotonic() + self._patience_seconds
         while True:
             try:
-                known = self._producer.list_topics(timeout=_WAIT_SECONDS * 5).topics
+                found = self._producer.list_topics(USAGE, timeout=_WAIT_SECONDS * 5).topics[USAGE]
                 break
             except KafkaException as error:
                 self._producer.poll(0)
+                if self._heard.refused:
+                    raise PublishFailed(
+                        f"Kafka at {self._where} does not let this client in: {self._heard.refused}"
+                    ) from None
                 if time.monotonic() >= until:
                     raise PublishFailed(
                         f"no Kafka broker answers at {self._where} within {self._patience_seconds:g} s "
-                        f"({self._trouble or _line(error)}); nothing was sent: start it, or check its address"
+                        f"({self._heard.last or _line(error)}); nothing was sent: start it, or check its address"
                     ) from None
-        if USAGE not in known:
+        if found.error is None or (found.error.retriable() and found.error.code() not in _ABSENT):
+            return
+        if found.error.code() in _ABSENT:
             raise PublishFailed(f"topic {USAGE} is missing on {self._where}: declare it with `tallygate topics`")
+        raise PublishFailed(f"topic {USAGE} on {self._where} cannot be written: {said_of(found.error)}")
 
     def send(self, customer: str, value: bytes) -> None:
         while True:
@@ -231,20 +244,19 @@ class _Publisher:
         self._producer.purge()
         raise PublishFailed(
             f"{confirmed} of {self.sent} events sent to {self._where} were confirmed, then: {self._why}"
-            f"{f' ({self._trouble})' if self._trouble else ''}; {_AGAIN}"
+            f"{f' ({self._heard.last})' if self._heard.last else ''}; {_AGAIN}"
         )
 
     def _on_undelivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._failed += 1
-            self._why = self._why or error.str()
+            self._why = self._why or said_of(error)
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error of the broker itself
-            self._trouble = error.str()
-        elif not self._away:
+        self._heard(error)
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and not (self._away or self._heard.refused):
             self._away = True
-            self._on_wait(f"broker {self._where} is away ({self._trouble or error.str()}); waiting")
+            self._on_wait(f"broker {self._where} is away ({self._heard.last or error.str()}); waiting")
 
 
 def _line(error: Exception) -> str:

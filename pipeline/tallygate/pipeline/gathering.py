@@ -312,15 +312,12 @@ class _Counting:
         late = count if group.late else 0
         for place in group.columns:
             meter, (kept, text) = group.shape.kind.meters[place], group.shape.kept[place]
-            name = meter.name
+            name, aggregation = meter.name, meter.aggregation
             total = group.totals[name]
             id = usage_id_of(name, hour, text)
-            row = hours.get(id) or account.usage_row(id)
-            if row is None:
-                hours[id] = UsageRow(name, hour, kept, total, count, late)
-            else:
-                sums = row.quantity_nanos + total, row.events + count, row.late_events + late
-                hours[id] = UsageRow(name, hour, kept, *sums, row.latest_at)
+            row = hours.get(id) or account.usage_hour(id, name, hour, kept, aggregation)
+            sums = row.quantity_nanos + total, row.events + count, row.late_events + late
+            hours[id] = UsageRow(name, hour, kept, *sums, row.latest_at, row.since, row.aggregation)
             account.deltas.append(UsageDelta(name, hour, kept, total, count, late, cause))
 
     def _remember(self, group: Group, cause: int) -> None:

@@ -41,9 +41,21 @@ HEADER_SEQ: Final = "seq"
 HEADER_DEAD_REASON: Final = "tallygate-reason"
 HEADER_DEAD_MESSAGE: Final = "tallygate-message"
 HEADER_DEAD_SOURCE: Final = "tallygate-source"
+#: The original key, and what stands in front of the names of the original headers.
+HEADER_DEAD_KEY: Final = "tallygate-key"
+DEAD_ORIGINAL_PREFIX: Final = "original-"
+#: A dead letter that was sent again names its old place; a mark beside the letter names the new one.
+HEADER_REPLAYED_FROM: Final = "tallygate-replayed-from"
+HEADER_REPLAYED_TO: Final = "tallygate-replayed-to"
 
 #: Record header of decisions, postings and alerts: the same for a record that comes again.
 HEADER_RECORD_ID: Final = "tallygate-record-id"
+
+#: Group names that no group is joined under: librdkafka asks for one, and so does Kafka's authorizer. The sink notes in
+#: its own how far it is, for lag tools.
+GROUP_SINK: Final = "tallygate-sink"
+GROUP_READER: Final = "tallygate-reader"
+GROUP_CLIENT_PREFIX: Final = "tallygate-client-"
 
 #: A usage event's largest size on the wire, in bytes.
 EVENT_BYTES_MAX: Final = 64 * 1024

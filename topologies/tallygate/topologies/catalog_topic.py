@@ -6,6 +6,7 @@ import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
+from tallygate.connectors.kafka_security import said_of
 from tallygate.schemas.catalog import EMPTY, Catalog, catalog_key, decode_catalog, encode_catalog
 from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.records import Record
@@ -101,11 +102,11 @@ def _produce(settings: Settings, catalog: Catalog) -> None:
             encode_catalog(catalog),
             catalog_key(catalog.version),
             partition=0,
-            on_delivery=lambda error, message: failed.append(error.str()) if error else None,
+            on_delivery=lambda error, message: failed.append(said_of(error)) if error else None,
         )
         unsent = producer.flush(TIMEOUT_SECONDS + 1)
     except (KafkaException, BufferError) as error:
-        why = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        why = said_of(error.args[0]) if isinstance(error, KafkaException) else str(error)
         raise KafkaRefused(f"the catalog cannot be published to {CATALOG}: {why}") from error
     if failed or unsent:
         why = failed[0] if failed else f"no answer within {TIMEOUT_SECONDS:g} s"

@@ -10,9 +10,11 @@ from tallygate.topologies import (
     cli_bench,
     cli_catalog,
     cli_data,
+    cli_dead_letters,
     cli_keys,
     cli_ledger,
     cli_money,
+    cli_operations,
     cli_run,
     cli_simulate,
 )
@@ -32,11 +34,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_HELP,
 )
-for group in (cli_run.app, cli_admin.app, cli_money.app, cli_data.app, cli_keys.audit_app, cli_simulate.app):
-    app.add_typer(group)
+for group in (cli_run, cli_operations, cli_admin, cli_money, cli_data, cli_simulate):
+    app.add_typer(group.app)
+app.add_typer(cli_keys.audit_app)
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")
 app.add_typer(cli_keys.app, name="keys", rich_help_panel="Running it")
 app.add_typer(cli_ledger.app, name="ledger", rich_help_panel="Data")
+app.add_typer(cli_dead_letters.app, name="dead-letters", rich_help_panel="Data")
 app.add_typer(cli_bench.app, name="bench", rich_help_panel="Running it")
 
 _TRACEBACK: Final = "--traceback"

@@ -39,10 +39,16 @@ Cluster = Annotated[
 
 @app.command()
 def usage(
-    shape: Annotated[Literal["single"], typer.Option(help="single: one CloudEvent in JSON a record.")] = "single",
+    shape: Annotated[
+        Literal["single", "batch"],
+        typer.Option(help="single: one CloudEvent in JSON a record; batch: 1 000 events in Arrow a record."),
+    ] = "single",
     rate: Annotated[int, typer.Option(min=0, max=50_000_000, help="Events a second; 0 finds what is held.")] = 0,
     seconds: Seconds = 30,
     customers: Customers = 1_000,
+    dimensions: Annotated[
+        int, typer.Option(min=0, max=4, help="How many of model, team, agent and user an event carries.")
+    ] = 1,
     partitions: Partitions = None,
     workers: Workers = 1,
     cluster: Cluster = False,
@@ -56,6 +62,7 @@ def usage(
     \b
     tallygate bench usage
     tallygate bench usage --rate 20000 --seconds 60 --json usage.json
+    tallygate bench usage --shape batch --customers 10000
     """
     from tallygate.topologies.bench import report
     from tallygate.topologies.bench.usage import UsageOptions, bench_usage, differences
@@ -65,6 +72,7 @@ def usage(
         rate=rate,
         seconds=seconds,
         customers=customers,
+        dimensions=dimensions,
         partitions=partitions,
         workers=workers,
         given=cluster,
@@ -84,6 +92,7 @@ def decisions(
     usage_rate: Annotated[
         int, typer.Option(min=0, max=10_000_000, help="So many usage events a second flow beside.")
     ] = 0,
+    usage_shape: Annotated[Literal["single", "batch"], typer.Option(help="How those are sent.")] = "batch",
     seconds: Seconds = 30,
     customers: Customers = 100,
     partitions: Partitions = None,
@@ -111,6 +120,7 @@ def decisions(
         closed=closed,
         hot=hot,
         usage_rate=usage_rate,
+        usage_shape=usage_shape,
         seconds=seconds,
         customers=customers,
         partitions=partitions,

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tallygate.connectors.consuming import ELECTING, PASSING, broker_watch
+from tallygate.connectors.kafka_security import Heard, said_of
 from tallygate.schemas import topics
 from tallygate.topologies.settings import Settings
 
@@ -43,10 +44,8 @@ class Cluster:
     def __init__(self, settings: Settings) -> None:
         self._brokers = settings.kafka_brokers
         self._watch = broker_watch(settings.kafka_brokers)
-        try:
-            self._admin = AdminClient({**settings.librdkafka, "log_level": 2, "error_cb": lambda error: None})
-        except KafkaException as error:
-            raise ClusterTrouble(f"TALLYGATE_KAFKA_CONFIG: {error.args[0].str()}") from error
+        self._heard = Heard()
+        self._admin = AdminClient({**settings.librdkafka, "log_level": 2, "error_cb": self._heard})
 
     async def layout(self) -> Layout:
         """The topics as they are. Raises `ClusterTrouble` where one is missing or counts differ."""
@@ -59,7 +58,7 @@ class Cluster:
             found = await self._patiently(ask)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise ClusterTrouble(f"{self._brokers}: {error.args[0].str()}") from error
+                raise ClusterTrouble(f"{self._brokers}: {said_of(error.args[0])}") from error
             raise ClusterTrouble(
                 f"{self._brokers} has not all of Tallygate's topics ({', '.join(NEEDED)}): run `tallygate topics`"
             ) from None
@@ -78,12 +77,18 @@ class Cluster:
         def ask() -> tuple[int, int]:
             first = self._admin.list_offsets({place: OffsetSpec.earliest()}, request_timeout=_ASK_SECONDS)
             last = self._admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=_ASK_SECONDS)
-            return next(iter(first.values())).result().offset, next(iter(last.values())).result().offset
+            try:
+                return next(iter(first.values())).result().offset, next(iter(last.values())).result().offset
+            except KafkaException:
+                # librdkafka goes on asking the leader that it knows, under the epoch that it knows, for a quarter of an
+                # hour, unless it is made to look for the present one.
+                self._admin.list_topics(topic, timeout=_ASK_SECONDS)
+                raise
 
         try:
             return await self._patiently(ask)
         except KafkaException as error:
-            raise ClusterTrouble(f"{topic} partition {partition}: {error.args[0].str()}") from error
+            raise ClusterTrouble(f"{topic} partition {partition}: {said_of(error.args[0])}") from error
 
     async def _patiently(self, ask: Callable[[], _T]) -> _T:
         elected_by = time.monotonic() + _ELECTION_SECONDS
@@ -93,8 +98,13 @@ class Cluster:
             except KafkaException as error:
                 if error.args[0].code() not in PASSING and not error.args[0].retriable():
                     raise
+                self._admin.poll(0)  # delivers what was heard
+                if self._heard.refused:
+                    raise ClusterTrouble(
+                        f"Kafka at {self._brokers} does not let this worker in: {self._heard.refused}"
+                    ) from error
                 if error.args[0].code() not in ELECTING or time.monotonic() > elected_by:
-                    self._watch.away("worker", error.args[0].str())
+                    self._watch.away("worker", self._heard.last or error.args[0].str())
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 self._watch.back("worker")

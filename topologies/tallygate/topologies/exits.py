@@ -50,6 +50,7 @@ CODES: Final = {
     "tallygate.connectors.usage_producer.PublishFailed": Exit.AWAY,
     "tallygate.topologies.local_stack.StackError": Exit.AWAY,
     "tallygate.topologies.running.AlreadyRunning": Exit.AWAY,
+    "tallygate.topologies.sink_journal.JournalTrouble": Exit.AWAY,
     "tallygate.topologies.sql_server.NobodyAnswers": Exit.AWAY,
 }
 

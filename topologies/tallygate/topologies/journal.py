@@ -22,32 +22,15 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
 )
-from aiokafka.helpers import create_ssl_context
 
 from tallygate.connectors.consuming import LaneTrouble, broker_watch, record_of, replay
+from tallygate.connectors.kafka_security import mechanism_of, protocol_of, ssl_context
 from tallygate.connectors.lanes import Lane
 from tallygate.schemas.records import Chunk, Record
 from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL, JOURNAL_BATCH_BYTES_MAX
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.ports import AppendUnknown, Pair
 from tallygate.topologies.settings import Settings
-
-#: librdkafka's names of what aiokafka calls otherwise; other librdkafka options do not concern it.
-_PRODUCER_OPTIONS: Final = {
-    "security.protocol": "security_protocol",
-    "sasl.mechanism": "sasl_mechanism",
-    "sasl.mechanisms": "sasl_mechanism",
-    "sasl.username": "sasl_plain_username",
-    "sasl.password": "sasl_plain_password",
-    "sasl.kerberos.service.name": "sasl_kerberos_service_name",
-    "client.id": "client_id",
-}
-_SSL_OPTIONS: Final = {
-    "ssl.ca.location": "cafile",
-    "ssl.certificate.location": "certfile",
-    "ssl.key.location": "keyfile",
-    "ssl.key.password": "password",
-}
 
 Answered = asyncio.Future[Any]
 
@@ -63,14 +46,16 @@ _REFUSALS: Final = (
 
 def producer_options(kafka_config: Mapping[str, str]) -> dict[str, Any]:
     """aiokafka's arguments for the same connection as librdkafka's options describe."""
-    options: dict[str, Any] = {
-        ours: kafka_config[theirs] for theirs, ours in _PRODUCER_OPTIONS.items() if theirs in kafka_config
-    }
-    if "security_protocol" in options:
-        options["security_protocol"] = options["security_protocol"].upper()
-    if options.get("security_protocol", "").endswith("SSL"):
-        files = {ours: kafka_config[theirs] for theirs, ours in _SSL_OPTIONS.items() if theirs in kafka_config}
-        options["ssl_context"] = create_ssl_context(**files)
+    protocol = protocol_of(kafka_config)
+    options: dict[str, Any] = {"security_protocol": protocol}
+    if client_id := kafka_config.get("client.id"):
+        options["client_id"] = client_id
+    if protocol.startswith("SASL"):
+        options["sasl_mechanism"] = mechanism_of(kafka_config)
+        options["sasl_plain_username"] = kafka_config["sasl.username"]
+        options["sasl_plain_password"] = kafka_config["sasl.password"]
+    if protocol.endswith("SSL"):
+        options["ssl_context"] = ssl_context(kafka_config)
     return options
 
 

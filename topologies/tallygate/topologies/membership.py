@@ -25,6 +25,7 @@ from typing import Any, Final, NoReturn, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tallygate.connectors.consuming import AWAY, PASSING, LaneTrouble, Partition, broker_watch, consumer_config
+from tallygate.connectors.kafka_security import said_of
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class Membership:
             return
         if error.code() == KafkaError._MAX_POLL_EXCEEDED:
             return  # the group takes the partitions away, and `_on_lost` follows
-        raise LaneTrouble(f"the group cannot be followed: {error.str()}")
+        raise LaneTrouble(f"the group cannot be followed: {said_of(error)}")
 
 
 def end_process(reason: str) -> NoReturn:

@@ -12,7 +12,9 @@ from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Record
 from tallygate.schemas.topics import (
     DEAD_LETTERS,
+    DEAD_ORIGINAL_PREFIX,
     HEADER_CORRELATION,
+    HEADER_DEAD_KEY,
     HEADER_DEAD_MESSAGE,
     HEADER_DEAD_REASON,
     HEADER_DEAD_SOURCE,
@@ -27,9 +29,6 @@ logger = logging.getLogger(__name__)
 _REPLY_MS_MAX: Final = 5_000
 _REPLY_QUEUE_KBYTES_MAX: Final = 64 * 1024
 _DEAD_LETTER_BYTES_MAX: Final = 4 * 1024 * 1024
-#: In front of the names of the original record's headers; the original key has a header of its own.
-DEAD_ORIGINAL_PREFIX: Final = "original-"
-HEADER_DEAD_KEY: Final = "tallygate-key"
 
 _COMMON: Final[dict[str, Any]] = {
     "linger.ms": 0,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from tallygate.connectors.kafka_security import said_of
 from tallygate.schemas.journal import Entry
 from tallygate.schemas.published import encode_published
 from tallygate.schemas.topics import HEADER_RECORD_ID, RECORD_BYTES_MAX
@@ -145,4 +146,4 @@ class Relay:
 
     def _line(self, topic: str, error: KafkaError) -> str:
         advice = ": run `tallygate topics`" if error.code() in _ABSENT else ""
-        return f"{topic} on {self._brokers} takes no records ({error.str()}){advice}"
+        return f"{topic} on {self._brokers} takes no records ({said_of(error)}){advice}"

@@ -1,6 +1,7 @@
 """The settings: the only place where the environment is read. Each is `TALLYGATE_` and its name in capitals.
 
-Lists are written with commas, mappings as JSON: `TALLYGATE_KAFKA_CONFIG='{"security.protocol": "SASL_SSL"}'`.
+Lists are written with commas, mappings as JSON: `TALLYGATE_KAFKA_CONFIG='{"security.protocol": "SASL_SSL"}'`. What is
+in the file that `TALLYGATE_KAFKA_CONFIG_FILE` names is added to that mapping: no secret need be in the environment.
 """
 
 import json
@@ -11,6 +12,7 @@ import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tallygate.connectors.kafka_security import wrong_options
 from tallygate.schemas.topics import PARTITIONS_DEFAULT, REPLIES_PREFIX
 
 ENV_PREFIX: Final = "TALLYGATE_"
@@ -22,6 +24,7 @@ RELAYED: Final = ("decisions", "postings", "alerts")
 GROUP: Final = "tallygate-workers"
 
 _FROM_ELSEWHERE: Final = ("bootstrap.servers", "group.id")
+_CONFIG_FILE: Final = f"{ENV_PREFIX}KAFKA_CONFIG_FILE"
 
 
 class SettingsError(ValueError):
@@ -41,7 +44,10 @@ class Settings(BaseSettings):
         default="127.0.0.1:9092", min_length=1, description="Kafka's bootstrap servers, with commas"
     )
     kafka_config: Annotated[dict[str, str], NoDecode] = Field(
-        default={}, description="more librdkafka options for every client, as JSON: security, mostly"
+        default={}, repr=False, description="more librdkafka options for every client, as JSON: security, mostly"
+    )
+    kafka_config_file: str = Field(
+        default="", description="a file with more of them, for what must not be in the environment"
     )
     data_dir: Path = Field(default_factory=_data_dir, description="local tables and the embedded ClickHouse")
     group: str = Field(default=GROUP, min_length=1, description="the consumer group that all workers share")
@@ -93,25 +99,37 @@ class Settings(BaseSettings):
         default=1_000, ge=0, le=1_000_000, description="of each API key without a limit of its own; 0: any number"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_config_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Adds the file's options, once: settings that are handed on name no file any more."""
+        if not values.get("kafka_config_file"):
+            return values
+        path = Path(values["kafka_config_file"])
+        try:
+            from_file = _options(path.read_text())
+            options = _options(values.get("kafka_config", {}))
+        except OSError as error:
+            raise ValueError(f"{_CONFIG_FILE}: {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{_CONFIG_FILE}: {path} or {ENV_PREFIX}KAFKA_CONFIG: {error}") from None
+        if twice := sorted(from_file.keys() & options.keys()):
+            raise ValueError(f"{_CONFIG_FILE}: {path} and {ENV_PREFIX}KAFKA_CONFIG both set {twice[0]!r}: choose one")
+        return {**values, "kafka_config": {**options, **from_file}, "kafka_config_file": ""}
+
     @field_validator("kafka_config", mode="before")
     @classmethod
     def _json_mapping(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            parsed = json.loads(value or "{}")
-        except json.JSONDecodeError as error:
-            raise ValueError(f'no JSON ({error}): write it like {{"security.protocol": "SASL_SSL"}}') from None
-        if not isinstance(parsed, dict) or any(isinstance(v, dict | list) or v is None for v in parsed.values()):
-            raise ValueError("a JSON object of option names and plain values is needed")
-        return {name: _option_text(option) for name, option in parsed.items()}
+        return _options(value)
 
     @field_validator("kafka_config")
     @classmethod
-    def _not_ours(cls, value: dict[str, str]) -> dict[str, str]:
+    def _right_options(cls, value: dict[str, str]) -> dict[str, str]:
         for name in _FROM_ELSEWHERE:
             if name in value:
                 raise ValueError(f"{name!r} has a setting of its own")
+        if value and (wrong := wrong_options(value)):
+            raise ValueError(wrong)
         return value
 
     @field_validator("reply_topics", "relay", mode="before")
@@ -184,6 +202,17 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65_535:
         raise ValueError(f"{text!r} is no address: write host:port, like 127.0.0.1:9464")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _options(value: Any) -> dict[str, str]:
+    """librdkafka's options from a mapping, or from the JSON of one. What is wrong is said without any value."""
+    try:
+        parsed = json.loads(value or "{}") if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f'no JSON ({error}): write it like {{"security.protocol": "SASL_SSL"}}') from None
+    if not isinstance(parsed, dict) or any(isinstance(v, dict | list) or v is None for v in parsed.values()):
+        raise ValueError("a JSON object of option names and plain values is needed")
+    return {str(name): _option_text(option) for name, option in parsed.items()}
 
 
 def _option_text(option: Any) -> str:

@@ -103,6 +103,7 @@ class Sink:
         self._metrics.records.inc(self._records)
         for partition, position in moved.items():
             self._reader.tracks[partition].saved = position
+        self._reader.note(moved)
         self._batch = Batch()
         self._records = self._bytes = 0
         self._since = 0.0

@@ -19,8 +19,9 @@ from confluent_kafka.admin import AdminClient
 
 from tallygate.connectors.clickhouse import Position
 from tallygate.connectors.consuming import AWAY, PASSING, consumer_config
+from tallygate.connectors.kafka_security import FORBIDDEN, Heard, said_of
 from tallygate.pipeline.fence import Fence, Verdict
-from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM, JOURNAL
+from tallygate.schemas.topics import GROUP_SINK, HEADER_SEQ, HEADER_TERM, JOURNAL
 from tallygate.topologies.sink_rows import UnreadableRecord
 
 logger = logging.getLogger(__name__)
@@ -62,15 +63,21 @@ class JournalTopic(NamedTuple):
 
 
 def find_journal(client_config: Mapping[str, Any], stop: threading.Event) -> JournalTopic | None:
-    """The journal of a cluster, however long it takes to appear; None when told to stop."""
+    """The journal of a cluster, however long it takes to appear; None when told to stop. Raises `JournalTrouble`."""
     brokers = client_config["bootstrap.servers"]
-    admin = AdminClient({**client_config, "error_cb": lambda _: None, "log_level": 2})
+    heard = Heard()
+    admin = AdminClient({**client_config, "error_cb": heard, "log_level": 2})
     said = ""
     while not stop.is_set():
         try:
             found = admin.describe_topics(TopicCollection([JOURNAL]), request_timeout=_QUERY_SECONDS)
             topic = found[JOURNAL].result()
         except KafkaException as error:
+            admin.poll(0)  # delivers what was heard
+            if heard.refused:
+                raise JournalTrouble(f"Kafka at {brokers} does not let this client in: {heard.refused}") from error
+            if error.args[0].code() in FORBIDDEN:
+                raise JournalTrouble(f"{JOURNAL} on {brokers}: {said_of(error.args[0])}") from error
             said = _say_once(said, _waiting_line(error.args[0], brokers))
             stop.wait(_RETRY_SECONDS)
             continue
@@ -93,7 +100,7 @@ class JournalReader:
         self._stop = stop
         self._consumer = Consumer(
             {
-                **consumer_config(self.brokers, "tallygate-sink"),
+                **consumer_config(self.brokers, GROUP_SINK),
                 "client.id": "tallygate-sink",
                 "fetch.wait.max.ms": 250,
                 "fetch.max.bytes": 8 << 20,
@@ -145,6 +152,11 @@ class JournalReader:
         for partition, track in self.tracks.items():
             _, end = self._consumer.get_watermark_offsets(TopicPartition(JOURNAL, partition), cached=True)
             yield partition, max(0, end - track.next_offset)
+
+    def note(self, positions: Mapping[int, Position]) -> None:
+        """Tells the group how far the sink is: a hint for lag tools and `tallygate doctor`; nobody reads on there."""
+        offsets = [TopicPartition(JOURNAL, partition, p.next_offset) for partition, p in positions.items()]
+        self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def close(self) -> None:
         self._consumer.close()
@@ -228,7 +240,7 @@ class JournalReader:
                 self._check(track, *marks)
                 self._consumer.seek(TopicPartition(JOURNAL, partition, track.next_offset))
             return
-        raise JournalTrouble(f"{JOURNAL} partition {partition}: {error.str()}")
+        raise JournalTrouble(f"{JOURNAL} partition {partition}: {said_of(error)}")
 
     def _on_news(self, error: KafkaError) -> None:
         """librdkafka's news about the whole client; arrives inside its calls."""

@@ -8,11 +8,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tallygate.connectors.consuming import LaneTrouble, consumer_config, replay
 from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
+from tallygate.connectors.kafka_security import Heard, said_of
 from tallygate.schemas.records import Record
+from tallygate.schemas.topics import GROUP_READER
 from tallygate.topologies.settings import Settings
 
 TIMEOUT_SECONDS: Final = 10.0
-_GROUP: Final = "tallygate-reader"  # librdkafka asks for a name; no group is joined
 _LOOK_SECONDS: Final = 2.0
 
 
@@ -22,8 +23,9 @@ class Bounds(dict[int, tuple[int, int]]):
 
 def bounds(settings: Settings, topic: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Bounds:
     """Where a topic begins and ends now. Raises KafkaUnreachable, KafkaRefused."""
+    heard = Heard()
     consumer = Consumer(
-        {**consumer_config(settings.kafka_brokers, _GROUP), **settings.kafka_config, "error_cb": lambda error: None}
+        {**consumer_config(settings.kafka_brokers, GROUP_READER), **settings.kafka_config, "error_cb": heard}
     )
     until = time.monotonic() + timeout_seconds
     try:
@@ -31,10 +33,16 @@ def bounds(settings: Settings, topic: str, timeout_seconds: float = TIMEOUT_SECO
             try:
                 return _look(consumer, settings, topic)
             except KafkaException as error:
+                consumer.poll(0)  # delivers what was heard
+                if heard.refused:
+                    raise KafkaRefused(
+                        f"Kafka at {settings.kafka_brokers} does not let this client in: {heard.refused}"
+                    ) from error
                 if time.monotonic() >= until:
                     raise KafkaUnreachable(
                         f"no Kafka answers at {settings.kafka_brokers} within {timeout_seconds:g} s: "
-                        f"{error.args[0].str()}; is the address right, and does it run?"
+                        f"{heard.last or error.args[0].str()}; is the address right, does it run, and are the "
+                        "security settings right?"
                     ) from error
     finally:
         consumer.close()
@@ -47,7 +55,7 @@ def _look(consumer: Consumer, settings: Settings, topic: str) -> Bounds:
             raise KafkaRefused(f"topic {topic} is missing on {settings.kafka_brokers}: run `tallygate topics`")
         if found.error.retriable():
             raise KafkaException(found.error)
-        raise KafkaRefused(f"topic {topic} on {settings.kafka_brokers} cannot be read: {found.error.str()}")
+        raise KafkaRefused(f"topic {topic} on {settings.kafka_brokers} cannot be read: {said_of(found.error)}")
     return Bounds(
         (number, consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_LOOK_SECONDS, cached=False))
         for number in sorted(found.partitions)
@@ -62,7 +70,7 @@ def records(settings: Settings, topic: str, number: int, begin: int, end: int) -
             (topic, number),
             begin,
             end,
-            group=_GROUP,
+            group=GROUP_READER,
             patience_seconds=TIMEOUT_SECONDS,
             client_config={**settings.kafka_config, "error_cb": lambda error: None},
         )

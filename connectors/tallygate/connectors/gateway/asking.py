@@ -92,7 +92,7 @@ def request_id(call: Call, in_body: str | UnsetType, content: Mapping[str, Any],
     for ending, ended in _ENDINGS.items():
         if kind is ending:
             return id_of(OPS[kind], content["customer"], content[ended])
-    return call.gateway.client.new_id()
+    return call.gateway.new_id()
 
 
 #: Requests that end something have an id that follows from it, so that sending them again is safe.

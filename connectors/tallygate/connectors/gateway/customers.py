@@ -52,7 +52,7 @@ class CustomerEntitlements(msgspec.Struct, frozen=True):
 
 async def statement_of(call: Call, customer: str) -> tuple[Answer, Statement]:
     """What the worker says is there. Raises Problem 404 for a customer that is not known."""
-    answer = await ask_allowed(call, Balance(id=call.gateway.client.new_id(), customer=customer))
+    answer = await ask_allowed(call, Balance(id=call.gateway.new_id(), customer=customer))
     return answer, answer.statement or Statement()
 
 
@@ -80,7 +80,7 @@ async def _entitlements(call: Call) -> Response:
 
     async def look(feature: str) -> EntitlementView:
         async with room:
-            request = Check(id=call.gateway.client.new_id(), customer=customer, feature=feature, explain=True)
+            request = Check(id=call.gateway.new_id(), customer=customer, feature=feature, explain=True)
             answer = await ask(call, request)
         return EntitlementView(
             feature, answer.allowed, answer.reason, answer.value, answer.balance, tuple(answer.limits)

@@ -5,6 +5,7 @@ Built by the command line (`topologies/gateway.py`), which also connects it; unt
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,7 +79,12 @@ class Gateway:
         self.feed = DecisionFeed(config.brokers, config.kafka)
         self.ready = False
         self.streams = 0
+        self._random = random.Random()  # seeded by the system
         self._behind: set[asyncio.Task[Any]] = set()
+
+    def new_id(self) -> str:
+        """128 random bits, for a request that names none."""
+        return f"{self._random.getrandbits(128):032x}"
 
     def behind(self, work: Awaitable[Any]) -> None:
         """Goes on with work that no caller waits for."""

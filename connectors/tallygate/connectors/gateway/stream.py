@@ -85,7 +85,7 @@ async def _events(call: Call, listener: Listener) -> AsyncIterator[bytes]:
 async def _balance(call: Call, customer: str) -> bytes:
     check_customers(call.key, (customer,))
     try:
-        answer = await call.gateway.client.ask(Balance(id=call.gateway.client.new_id(), customer=customer))
+        answer = await call.gateway.client.ask(Balance(id=call.gateway.new_id(), customer=customer))
     except TallygateError:
         return b": no balance now\n\n"
     if answer.statement is None:

@@ -20,6 +20,7 @@ from tallygate.topologies.bench.journaled import Journaled, read_decisions
 from tallygate.topologies.bench.oracle import Move, Overdrawn, limits_of, overdrawn
 from tallygate.topologies.bench.physical import bare_echo
 from tallygate.topologies.bench.processes import BenchProcess
+from tallygate.topologies.bench.usage import counted
 from tallygate.topologies.bench.usage_load import customer_name
 from tallygate.topologies.bench.watch import SINK_OFFSETS
 from tallygate.topologies.exits import Exit, Trouble
@@ -29,6 +30,7 @@ from tallygate.topologies.topic_reading import bounds
 _WARM_SECONDS_MAX: Final = 3.0
 _WARM_PART: Final = 1 / 4
 _SINK_SECONDS_MAX: Final = 120.0
+_LOOK_SECONDS: Final = 0.2
 _USAGE_CUSTOMERS: Final = 1_000
 #: Usage flows before the first measured decision, and after the last.
 _USAGE_AROUND_SECONDS: Final = 2.0
@@ -41,6 +43,7 @@ class DecisionOptions(msgspec.Struct, frozen=True, kw_only=True):
     closed: int = 0
     hot: int = 0
     usage_rate: int = 0
+    usage_shape: str = "batch"
     seconds: float = 30.0
     customers: int = 100
     partitions: int | None = None
@@ -79,6 +82,8 @@ def bench_decisions(options: DecisionOptions, bars: Bars) -> dict[str, Any]:
             "answers": overdrawn(limits, answered_moves(done)),
             "journal": overdrawn(limits, journaled.moves),
         }
+        with bars.waiting("waiting for the usage that flowed beside"):
+            beside = _usage_beside(cluster, usage)
         bars.say("measuring a bare echo on the same broker")
         echo = bare_echo(cluster, options.rate, options.clients, options.seconds)
         return {
@@ -87,13 +92,14 @@ def bench_decisions(options: DecisionOptions, bars: Bars) -> dict[str, Any]:
             "rate": options.rate or None,
             "clients": options.clients or None,
             "usage_rate": options.usage_rate,
+            "usage_shape": options.usage_shape if options.usage_rate else None,
             "seconds": options.seconds,
             "customers": len(plans),
             "workers": options.workers if cluster.stack else None,
             **_latencies(done, echo),
             **_counts(done, journaled, recorded),
             **_overdrafts(found),
-            **_usage_beside(usage),
+            **beside,
             **cpu,
             "troubles": done.troubles,
             "limits": echo,
@@ -111,6 +117,8 @@ def differences(result: dict[str, Any]) -> list[str]:
         for name, counts in result["recorded"].items():
             if counts != answered:
                 lines.append(f"{answered} were answered as allowed, the {name} has {counts}")
+    if result.get("usage_counted") != result.get("usage_sent"):
+        lines.append(f"{result['usage_sent']} usage events were sent and ClickHouse counts {result['usage_counted']}")
     lines += [f"overdrawn: {line}" for line in result["overdrawn"]]
     return lines
 
@@ -180,7 +188,7 @@ def _usage(
     """Usage of other customers, who have credits of their own: the oracle's limits are for what was admitted."""
     if not options.usage_rate:
         return None
-    prefix = f"usage-{cluster.prefix}"
+    prefix = _usage_prefix(cluster)
     with bars.counting("putting usage's customers on the bench's plan", _USAGE_CUSTOMERS) as count:
         names = {customer_name(prefix, number): PLAN for number in range(_USAGE_CUSTOMERS)}
         subscribe(cluster, names, count.advance)
@@ -189,6 +197,8 @@ def _usage(
         prefix=prefix,
         run=secrets.token_hex(6),
         customers=_USAGE_CUSTOMERS,
+        shape=options.usage_shape,
+        partitions=cluster.partitions,
         rate=options.usage_rate,
         seconds=length + 2 * _USAGE_AROUND_SECONDS,
     )
@@ -206,7 +216,7 @@ def _recorded(cluster: BenchCluster, journaled: Journaled) -> dict[str, dict[str
         if time.monotonic() > until:
             raise Trouble(Exit.NO, f"not every decision was in ClickHouse after {_SINK_SECONDS_MAX:g} s")
         cluster.check()
-        time.sleep(0.2)
+        time.sleep(_LOOK_SECONDS)
     question = (
         "SELECT op, count() AS number FROM decisions "
         f"WHERE allowed AND startsWith(customer, '{cluster.prefix}-') AND op IN ('reserve', 'settle') GROUP BY op"
@@ -257,12 +267,22 @@ def _overdrafts(found: dict[str, list[Overdrawn]]) -> dict[str, Any]:
     }
 
 
-def _usage_beside(usage: UsageSent | None) -> dict[str, Any]:
+def _usage_prefix(cluster: BenchCluster) -> str:
+    return f"usage-{cluster.prefix}"
+
+
+def _usage_beside(cluster: BenchCluster, usage: UsageSent | None) -> dict[str, Any]:
+    """Whether it kept up is another bench's matter; that it arrives in the end is this one's, too."""
     if usage is None:
         return {}
-    seconds = (usage.end_ns - usage.begin_ns) / 1e9
+    until = time.monotonic() + _SINK_SECONDS_MAX
+    while (found := counted(cluster, _usage_prefix(cluster))) < usage.events and time.monotonic() < until:
+        cluster.check()
+        time.sleep(_LOOK_SECONDS)
     return {
         "usage_sent": usage.events,
-        "usage_sent_per_second": round(usage.events / seconds),
+        "usage_counted": found,
+        "usage_sent_per_second": round(usage.events * 1e9 / (usage.end_ns - usage.begin_ns)),
+        "usage_counted_after_seconds": round((time.monotonic_ns() - usage.end_ns) / 1e9, 1),
         "usage_generator_cpu_seconds": round(usage.cpu_seconds, 2),
     }

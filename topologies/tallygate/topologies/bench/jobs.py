@@ -8,11 +8,11 @@ Step = tuple[int, int, int, int]
 
 
 class UsageJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Send usage events of `customers` customers, named `<prefix>-<n>`; the first ones get most of them. `run` is in
-    their source: events of another run are others.
+    """Send usage events of `customers` customers, named `<prefix>-<n>`; the first ones get most of them.
 
     With a `rate` (events a second) for `seconds`, each when it is due; without, `count` events as fast as they go. With
-    `each`, event n goes to customer n. One in `duplicate_every` is sent twice.
+    `each`, event n goes to customer n. One record in `duplicate_every` is sent twice. `run` is in what events are known
+    by: those of another run are others. The shape `batch` needs the number of `partitions`.
     """
 
     kafka: dict[str, str]
@@ -24,17 +24,23 @@ class UsageJob(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 0
     each: bool = False
     shape: str = "single"
+    dimensions: int = 1
+    partitions: int = 0
     duplicate_every: int = 100
 
 
 class UsageSent(msgspec.Struct, frozen=True, kw_only=True):
-    """`samples`: when an event was due (monotonic ns), and the partition and offset of its record."""
+    """`records` are all, those that were sent again too; `events`, `duplicates` and `value_bytes` tell them apart.
+
+    `samples`: when a record was due (monotonic ns), and its partition and offset.
+    """
 
     begin_ns: int
     end_ns: int
     events: int
     duplicates: int
     records: int
+    events_per_record: int
     value_bytes: int
     late_ms_max: float
     cpu_seconds: float
@@ -112,6 +118,7 @@ class LimitsJob(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int
     value: bytes
     seconds: float
+    decode: bool
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +129,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     produced_bytes_per_second: float
     consumed_per_second: float
     consumed_bytes_per_second: float
-    decoded_per_cpu_second: float
+    decoded_per_cpu_second: float | None
 
 
 class EchoJob(msgspec.Struct, frozen=True, kw_only=True):

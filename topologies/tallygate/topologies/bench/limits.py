@@ -40,7 +40,7 @@ def measure(job: LimitsJob, say: Say, stop: threading.Event) -> Limits:
         produced_bytes_per_second=produced * size / seconds,
         consumed_per_second=consumed / consume_seconds,
         consumed_bytes_per_second=consumed * size / consume_seconds,
-        decoded_per_cpu_second=_decode(job),
+        decoded_per_cpu_second=_decode(job) if job.decode else None,
     )
 
 

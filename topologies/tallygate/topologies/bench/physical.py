@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tallygate.connectors.kafka_admin import KafkaRefused
 from tallygate.topologies.bench.cluster import BenchCluster
 from tallygate.topologies.bench.figures import percentiles
-from tallygate.topologies.bench.jobs import Echoed, EchoJob, Limits, LimitsJob
+from tallygate.topologies.bench.jobs import Echoed, EchoJob, Limits, LimitsJob, UsageSent
 from tallygate.topologies.bench.processes import BenchProcess
 from tallygate.topologies.bench.usage_load import EVENT_TYPE
 
@@ -23,15 +23,16 @@ _ADMIN_SECONDS: Final = 30.0
 _READY_SECONDS: Final = 30.0
 
 
-def bare_limits(cluster: BenchCluster, value_bytes: int, seconds: float) -> Limits:
-    """Produce, consume and decode alone, with records of the same size."""
+def bare_limits(cluster: BenchCluster, sent: UsageSent, seconds: float) -> Limits:
+    """Produce and consume alone, with records of the same size; decoding, too, where a record is an event."""
     with _topics(cluster, "limits", cluster.partitions) as topic:
         job = LimitsJob(
             kafka=cluster.kafka,
             topic=topic,
             partitions=cluster.partitions,
-            value=_event(value_bytes),
+            value=_event(sent.value_bytes * sent.events_per_record // sent.events),
             seconds=min(seconds * _PART, _SECONDS_MAX),
+            decode=sent.events_per_record == 1,
         )
         with BenchProcess(cluster.folder, "limits", job, Limits) as process:
             return process.result(cluster.check)

@@ -21,7 +21,7 @@ def show_usage(result: dict[str, Any], out: Console) -> None:
     _conditions(table, result)
     limits = result["limits"]
     table.add_row("", "")
-    table.add_row("the same broker, bare", f"records of {limits['record_bytes']} bytes")
+    table.add_row("the same broker, bare", _records(limits))
     table.add_row(
         "  librdkafka produces",
         f"{_number(limits['produced_per_second'])}/s, {limits['produced_bytes_per_second'] / 1e6:.0f} MB/s "
@@ -32,11 +32,9 @@ def show_usage(result: dict[str, Any], out: Console) -> None:
         f"{_number(limits['consumed_per_second'])}/s, {limits['consumed_bytes_per_second'] / 1e6:.0f} MB/s "
         f"(reached {limits['reached_of_consume']:.1%})",
     )
-    reached = limits["reached_of_decode_per_cpu_second"]
-    table.add_row(
-        "  msgspec decodes",
-        f"{_number(limits['decoded_per_cpu_second'])} a CPU-second" + (f" (reached {reached:.1%})" if reached else ""),
-    )
+    if (reached := limits["reached_of_decode_per_cpu_second"]) is not None:
+        decoded = f"{_number(limits['decoded_per_cpu_second'])} a CPU-second (reached {reached:.1%})"
+        table.add_row("  msgspec decodes", decoded)
     out.print(table)
 
 
@@ -47,7 +45,7 @@ def show_decisions(result: dict[str, Any], out: Console) -> None:
         "hot": f"one hot customer, {result['clients']} agents, closed",
     }[result["kind"]]
     if result["usage_rate"]:
-        load += f"; {_number(result['usage_rate'])} usage events a second beside"
+        load += f"; {_number(result['usage_rate'])} usage events a second beside, {result['usage_shape']}"
     table = _table(f"Decisions: {load}")
     table.add_row("reserve, due → answered", _levels({f"ms_{n}": result[f"{n}_ms"] for n in _LEVELS}, "ms_"))
     table.add_row("settle", _levels(result, "settle_ms_"))
@@ -58,7 +56,8 @@ def show_decisions(result: dict[str, Any], out: Console) -> None:
     table.add_row("allowed, denied", f"{_number(result['allowed'])}, {_number(result['denied'])}")
     table.add_row("overdraft", f"{result['overdraft']:g}")
     if "usage_sent_per_second" in result:
-        table.add_row("usage beside", f"{_number(result['usage_sent_per_second'])} events/s sent")
+        after = f"all counted after {result['usage_counted_after_seconds']:g} s"
+        table.add_row("usage beside", f"{_number(result['usage_sent_per_second'])} events/s sent, {after}")
     _conditions(table, result)
     table.add_row("", "")
     table.add_row("a bare echo, same broker", _levels(result["limits"], "echo_ms_"))
@@ -124,6 +123,11 @@ def _levels(result: dict[str, Any], prefix: str) -> str:
     return (
         ", ".join(f"{name.replace('p999', 'p99.9')} {value:.3g}" for name, value in shown if value is not None) + " ms"
     )
+
+
+def _records(limits: dict[str, Any]) -> str:
+    events = limits["events_per_record"]
+    return f"records of {limits['record_bytes']} bytes" + (f", {_number(events)} events in each" if events > 1 else "")
 
 
 def _times(value: float | None) -> str:

@@ -16,7 +16,7 @@ from tallygate.topologies.bench.jobs import Limits, UsageJob, UsageSent, Watched
 from tallygate.topologies.bench.physical import bare_limits
 from tallygate.topologies.bench.processes import BenchProcess
 from tallygate.topologies.bench.usage_figures import Progress, capacity, usage_figures
-from tallygate.topologies.bench.usage_load import customer_name
+from tallygate.topologies.bench.usage_load import DIMENSIONS, customer_name
 from tallygate.topologies.exits import Exit, Trouble
 from tallygate.topologies.sql_server import ask
 from tallygate.topologies.topic_reading import bounds
@@ -39,6 +39,7 @@ class UsageOptions(msgspec.Struct, frozen=True, kw_only=True):
     rate: int = 0
     seconds: float = 30.0
     customers: int = 1_000
+    dimensions: int = 1
     partitions: int | None = None
     workers: int = 1
     given: bool = False
@@ -62,12 +63,13 @@ def bench_usage(options: UsageOptions, bars: Bars) -> dict[str, Any]:
         run, rate = _measured(cluster, options, bars)
         figures = usage_figures(run.sent, run.progress, rate)
         bars.say("measuring the broker alone")
-        limits = bare_limits(cluster, run.sent.value_bytes // run.sent.events, options.seconds)
+        limits = bare_limits(cluster, run.sent, options.seconds)
         return {
             "bench": "usage",
             "shape": options.shape,
             "seconds": options.seconds,
             "customers": options.customers,
+            "dimensions": list(DIMENSIONS[: options.dimensions]),
             "workers": options.workers if cluster.stack else None,
             **figures,
             **accounts(run),
@@ -139,11 +141,11 @@ def run_load(cluster: BenchCluster, bars: Bars, what: str, job: UsageJob) -> Run
     return Run(sent, progress, cpu, counted(cluster) - counted_before)
 
 
-def counted(cluster: BenchCluster) -> int:
-    """The bench's calls of this run as ClickHouse counts them."""
+def counted(cluster: BenchCluster, prefix: str = "") -> int:
+    """The calls of the run's customers, or of others with a `prefix`, as ClickHouse counts them."""
     question = (
         "SELECT sum(quantity) AS calls FROM usage_hourly "
-        f"WHERE meter = 'bench_calls' AND startsWith(customer, '{cluster.prefix}-')"
+        f"WHERE meter = 'bench_calls' AND startsWith(customer, '{prefix or cluster.prefix}-')"
     )
     [row] = map(json.loads, ask(cluster.settings, question, "jsonl").splitlines())
     return round(float(row["calls"]))
@@ -188,17 +190,22 @@ def _job(cluster: BenchCluster, options: UsageOptions, **load: Any) -> UsageJob:
         run=secrets.token_hex(6),
         customers=options.customers,
         shape=options.shape,
+        dimensions=options.dimensions,
+        partitions=cluster.partitions,
         **load,
     )
 
 
 def _beside(limits: Limits, rate: int, run: Run) -> dict[str, Any]:
-    """The limits, and which part of each was reached."""
-    worker = run.cpu["worker_cpu_seconds"]
-    decoded = run.sent.events / worker / limits.decoded_per_cpu_second if worker else None
+    """The limits, in records, and which part of each was reached."""
+    worker, decoding = run.cpu["worker_cpu_seconds"], limits.decoded_per_cpu_second
+    records = rate / run.sent.events_per_record
     return {
-        **{name: round(value) for name, value in msgspec.to_builtins(limits).items()},
-        "reached_of_produce": round(rate / limits.produced_per_second, 4),
-        "reached_of_consume": round(rate / limits.consumed_per_second, 4),
-        "reached_of_decode_per_cpu_second": None if decoded is None else round(decoded, 4),
+        **{name: None if value is None else round(value) for name, value in msgspec.to_builtins(limits).items()},
+        "events_per_record": run.sent.events_per_record,
+        "reached_of_produce": round(records / limits.produced_per_second, 4),
+        "reached_of_consume": round(records / limits.consumed_per_second, 4),
+        "reached_of_decode_per_cpu_second": round(run.sent.events / worker / decoding, 4)
+        if worker and decoding
+        else None,
     }

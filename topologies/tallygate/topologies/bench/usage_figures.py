@@ -112,7 +112,10 @@ def usage_figures(sent: UsageSent, progress: Progress, rate: int) -> dict[str, A
         name: (found if (found := rate_in(curve, *window)) is not None else _overall(curve, sent)) * part
         for name, curve in (("in_force", applied), ("visible", visible))
     }
-    backlog = {name: sent.records - at_instant(curve, sent.end_ns) for name, curve in (("a", applied), ("v", visible))}
+    backlog = {
+        name: round((sent.records - at_instant(curve, sent.end_ns)) * part)
+        for name, curve in (("a", applied), ("v", visible))
+    }
     in_force, in_clickhouse = progress.lags_ms(sent.samples)
     return {
         "offered_per_second": rate,

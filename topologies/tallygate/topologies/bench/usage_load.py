@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from confluent_kafka import KafkaError, Message, Producer
 
@@ -15,6 +15,9 @@ from tallygate.schemas.topics import USAGE
 from tallygate.topologies.bench.jobs import Sample, UsageJob, UsageSent
 
 EVENT_TYPE: Final = "tallygate.bench.call"
+#: What calls are told apart by; a load carries the first few of them.
+DIMENSIONS: Final = ("model", "team", "agent", "user")
+TAIL: Final = 1.1
 MODELS: Final = ("large", "medium", "small")
 TEAMS: Final = 4
 USERS: Final = 16
@@ -44,55 +47,62 @@ def customer_name(prefix: str, number: int) -> str:
     return f"{prefix}-{number}"
 
 
-def dimensions(rng: random.Random) -> dict[str, str]:
-    """Who makes a call: a user belongs to one team and works with one agent of eight, on any model."""
+def dimensions(rng: random.Random, kept: int = len(DIMENSIONS)) -> dict[str, str]:
+    """Who makes a call, by the first `kept` dimensions; a user is of one team and works with one agent."""
     user = rng.randrange(USERS)
-    return {
-        "agent": f"agent-{user % AGENTS}",
+    found = {
         "model": rng.choice(MODELS),
         "team": f"team-{user % TEAMS}",
+        "agent": f"agent-{user % AGENTS}",
         "user": f"user-{user}",
     }
+    return {name: found[name] for name in DIMENSIONS[:kept]}
 
 
-def heavy_tail(rng: random.Random, customers: int) -> int:
-    """A customer's number: of 1 000, the first makes a tenth of the calls, the first hundred almost half."""
-    return int(customers * rng.random() ** 3)
+def weights(customers: int) -> list[float]:
+    """How often each customer calls: as 1, 1/2^1.1, 1/3^1.1, … Of 1 000, the first makes an eighth of the calls."""
+    return [1 / number**TAIL for number in range(1, customers + 1)]
 
 
 def kinds(job: UsageJob, at: datetime) -> Iterator[Kind]:
     """Customers and what follows an event's id; the load goes round in them."""
     rng = random.Random(job.run)
     time_text = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    for number in range(job.customers if job.each else _KINDS):
-        who = customer_name(job.prefix, number if job.each else heavy_tail(rng, job.customers))
-        data = ",".join(f'"{name}":"{value}"' for name, value in dimensions(rng).items())
+    numbers = range(job.customers)
+    for number in numbers if job.each else rng.choices(numbers, weights(job.customers), k=_KINDS):
+        who = customer_name(job.prefix, number)
+        data = "".join(f',"{name}":"{value}"' for name, value in dimensions(rng, job.dimensions).items())
         rest = (
             f'","type":"{EVENT_TYPE}","subject":"{who}","time":"{time_text}",'
-            f'"data":{{"tokens":{rng.randrange(1, 4000)},{data}}}}}'
+            f'"data":{{"tokens":{rng.randrange(1, 4000)}{data}}}}}'
         )
         yield who.encode(), rest.encode()
 
 
-class _Load:
+class Load(Protocol):
+    """What is sent: record number n, due at an instant, whose place is noted where it is `sampled`."""
+
+    events_per_record: int
+    samples: list[Sample]
+    duplicates: int
+    value_bytes: int
+
+    def send(self, number: int, due_ns: int, sampled: bool) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Sender:
+    """A producer that waits for room, ends the process at the first record that is refused, and notes samples."""
+
     def __init__(self, job: UsageJob) -> None:
-        self._producer = Producer({**_PRODUCER, **job.kafka, "error_cb": lambda error: None})
-        self._kinds = list(kinds(job, datetime.now(UTC)))
-        self._head = f'{{"specversion":"1.0","source":"/tallygate/bench/{job.run}","id":"'.encode()
-        self._duplicate_every = job.duplicate_every
-        self._failed: list[str] = []
         self.samples: list[Sample] = []
         self.duplicates = 0
         self.value_bytes = 0
-
-    def send(self, number: int, due_ns: int, sampled: bool) -> None:
-        customer, rest = self._kinds[number % len(self._kinds)]
-        value = self._head + b"%d" % number + rest
-        self.value_bytes += len(value)
-        self._produce(customer, value, partial(self._delivered, due_ns) if sampled else None)
-        if number % self._duplicate_every == self._duplicate_every - 1:
-            self._produce(customer, value, None)
-            self.duplicates += 1
+        self._producer = Producer({**_PRODUCER, **job.kafka, "error_cb": lambda error: None})
+        self._failed: list[str] = []
 
     def poll(self) -> None:
         self._producer.poll(0)
@@ -103,13 +113,12 @@ class _Load:
         self._producer.flush()
         self.poll()
 
-    def _produce(self, customer: bytes, value: bytes, delivered: Callable[..., None] | None) -> None:
+    def produce(self, value: bytes, due_ns: int | None, **where: Any) -> None:
+        if due_ns is not None:
+            where["on_delivery"] = partial(self._delivered, due_ns)
         while True:
             try:
-                if delivered is None:
-                    self._producer.produce(USAGE, value, customer, headers=_HEADERS)
-                else:
-                    self._producer.produce(USAGE, value, customer, headers=_HEADERS, on_delivery=delivered)
+                self._producer.produce(USAGE, value, **where)
                 return
             except BufferError:
                 self._producer.poll(0.001)
@@ -121,42 +130,76 @@ class _Load:
             self._failed.append(error.str())
 
 
+class SingleEvents(Sender):
+    """One CloudEvent in JSON a record."""
+
+    events_per_record = 1
+
+    def __init__(self, job: UsageJob) -> None:
+        super().__init__(job)
+        self._kinds = list(kinds(job, datetime.now(UTC)))
+        self._head = f'{{"specversion":"1.0","source":"/tallygate/bench/{job.run}","id":"'.encode()
+        self._duplicate_every = job.duplicate_every
+
+    def send(self, number: int, due_ns: int, sampled: bool) -> None:
+        customer, rest = self._kinds[number % len(self._kinds)]
+        value = self._head + b"%d" % number + rest
+        self.value_bytes += len(value)
+        self.produce(value, due_ns if sampled else None, key=customer, headers=_HEADERS)
+        if number % self._duplicate_every == self._duplicate_every - 1:
+            self.produce(value, None, key=customer, headers=_HEADERS)
+            self.duplicates += 1
+
+
 def send(job: UsageJob, say: Callable[[dict[str, Any]], None], stop: threading.Event) -> UsageSent:
-    load = _Load(job)
-    total = round(job.rate * job.seconds) if job.rate else job.count
+    load = _load(job)
+    each = load.events_per_record
+    rate = job.rate / each
+    total = max(1, round(rate * job.seconds if rate else job.count / each))
     sample_every = max(1, total // _SAMPLES_MAX)
     cpu = time.process_time()
     begin = time.monotonic_ns() + 50_000_000
+
+    def due_at(number: int) -> int:
+        return begin + int(number * 1e9 / rate) if rate else begin
+
     number = 0
     late_ns = said_ns = 0
     while number < total and not stop.is_set():
         now = time.monotonic_ns()
-        due = min(total, (now - begin) * job.rate // 1_000_000_000 + 1) if job.rate else total
+        due = min(total, int((now - begin) * rate / 1e9) + 1) if rate else total
         if number >= due:
-            next_ns = begin + number * 1_000_000_000 // job.rate
-            time.sleep(max(next_ns - now, _NAP_NS if next_ns > now else 0) / 1e9)
+            time.sleep(max(due_at(number) - now, _NAP_NS) / 1e9)
             continue
         upto = min(due, number + _BURST)
-        for each in range(number, upto):
-            due_ns = begin + each * 1_000_000_000 // job.rate if job.rate else now
-            load.send(each, due_ns, each % sample_every == 0)
+        for one in range(number, upto):
+            load.send(one, due_at(one), one % sample_every == 0)
         number = upto
-        late_ns = max(late_ns, time.monotonic_ns() - due_ns)
+        late_ns = max(late_ns, time.monotonic_ns() - due_at(number - 1))
         load.poll()
         if now - said_ns > _SAY_SECONDS * 1e9:
             said_ns = now
-            say({"sent": number, "begin_ns": begin})
+            say({"sent": number * each, "begin_ns": begin})
     load.finish()
     end = time.monotonic_ns()
-    say({"sent": number, "begin_ns": begin, "end_ns": end})
+    say({"sent": number * each, "begin_ns": begin, "end_ns": end})
     return UsageSent(
         begin_ns=begin,
         end_ns=end,
-        events=number,
-        duplicates=load.duplicates,
+        events=number * each,
+        duplicates=load.duplicates * each,
         records=number + load.duplicates,
+        events_per_record=each,
         value_bytes=load.value_bytes,
-        late_ms_max=late_ns / 1e6,
+        late_ms_max=late_ns / 1e6 if rate else 0.0,
         cpu_seconds=time.process_time() - cpu,
         samples=load.samples,
     )
+
+
+def _load(job: UsageJob) -> Load:
+    if job.shape == "batch":
+        from tallygate.topologies.bench.batch_load import Batches  # needs pyarrow and numpy, which single events do not
+
+        return Batches(job)
+    return SingleEvents(job)
