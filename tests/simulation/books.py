@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tallygate.pipeline.memory import digest
-from tallygate.pipeline.replay import due_instant, due_key, seen_key
+from tallygate.pipeline.replay import SHARED, due_instant, due_key, group_key, seen_key
 from tallygate.schemas.answers import decode_answer
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import (
@@ -185,6 +185,14 @@ class Books:
         must(not any(sums.values()), "postings do not balance:", entry)
         for decision in entry.decisions:
             self._admit(entry, decision, held[decision.cause, f"hold:{decision.hold}"])
+        for group in entry.counted:
+            must(len(group.ids) == len(set(group.ids)), "an event counts twice in a group:", group)
+            ids = [digest(entry.customer, "event", group.source, id) for id in group.ids]
+            for number, id in enumerate(ids):
+                self._remember(id, SHARED + ids[0] + b"%d" % number, entry.at, now_ms)
+            key = group_key(entry.at // DAY_MS, ids[0])
+            self.table[key] = b"%d " % entry.at + msgspec.json.encode(group)
+            self._kept_at[key, self.table[key]] = now_ms
         for seen in entry.seen:
             self._remember(bytes.fromhex(seen.key), bytes(seen.value), entry.at, now_ms)
 
