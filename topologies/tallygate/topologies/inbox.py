@@ -15,33 +15,34 @@ import msgspec
 from tallygate.pipeline.transition import Input, UsageInput
 from tallygate.schemas import topics
 from tallygate.schemas.records import Chunk, Record
-from tallygate.topologies.batch_lane import Background, BatchLane, Finished, Part, Standing, at_once, is_batch
+from tallygate.topologies.batch_lane import (
+    RUN_BYTES_MAX,
+    Background,
+    BatchLane,
+    Finished,
+    Pace,
+    Part,
+    Standing,
+    at_once,
+    is_batch,
+)
 from tallygate.topologies.usage_runs import RunReader
 
 #: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
 STEP_BYTES_MAX: Final = 256 * 1024
 CALM_BYTES_MAX: Final = 1024 * 1024
-#: Under load, that many steps of a partition take a few tenths of a second.
-CALM_STEPS: Final = 64
 
 
 class StepLimits(msgspec.Struct, frozen=True):
     """How much one step takes: usage events (a record is never split) and requests.
 
-    `calm_events_max`: when no request has come to the worker for `CALM_STEPS` steps. Large steps cost less for each
+    `calm_events_max`: while no request comes to the worker (0: no more than else). Large steps cost less for each
     event, and whoever asks meanwhile waits for them.
     """
 
     events_max: int = 256
     requests_max: int = 256
     calm_events_max: int = 0
-
-
-class Calm:
-    """How many requests have come to a worker, whatever the partition: they all wait for the same thread."""
-
-    def __init__(self) -> None:
-        self.requests = 0
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -130,16 +131,17 @@ class Inbox:
         limits: StepLimits,
         runs: RunReader | None = None,
         background: Background = at_once,
-        calm: Calm | None = None,
+        run_bytes_max: int = RUN_BYTES_MAX,
+        pace: Pace | None = None,
     ) -> None:
         self._read = read
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
-        self._batches = BatchLane(self._usage, runs, background) if runs is not None else None
-        self._calm = calm or Calm()
-        self._requests_known = 0
-        self._calm_steps = 0
+        self._pace = pace or Pace(lambda: 0)
+        self._batches: BatchLane | None = None
+        if runs is not None:
+            self._batches = BatchLane(self._usage, runs, background, run_bytes_max, self._pace)
         self._starved = False  # usage waits for more of it to come
 
     def __bool__(self) -> bool:
@@ -160,7 +162,7 @@ class Inbox:
         lane = self._usage
         if chunk.topic == topics.REQUESTS:
             lane = self._requests
-            self._calm.requests += len(chunk.records)
+            self._pace.asked()
         lane.offer(chunk.records, done)
         self._starved = False
 
@@ -179,6 +181,10 @@ class Inbox:
         """The rules took so long for a part of a run."""
         if self._batches is not None:
             self._batches.took(sum(len(groups) for _, groups in part.input.customers), us)
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
 
     def _take_part(self, standing: Standing, finished: Finished) -> Part | None:
         lane = self._batches
@@ -214,10 +220,8 @@ class Inbox:
         return taken
 
     def _usage_limits(self) -> tuple[int, int]:
-        if self._requests_known != self._calm.requests:
-            self._requests_known, self._calm_steps = self._calm.requests, 0
-        self._calm_steps += 1
-        if self._calm_steps > CALM_STEPS and self._limits.calm_events_max:
+        """How many events, and how many bytes, a step may take."""
+        if self._limits.calm_events_max and self._pace.quiet:
             return self._limits.calm_events_max, CALM_BYTES_MAX
         return self._limits.events_max, STEP_BYTES_MAX
 
