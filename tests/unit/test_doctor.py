@@ -109,6 +109,8 @@ def uneven() -> dict[str, Topic | Hidden]:
         ({"tails": {0: tail(applied=4), 1: tail()}, "waiting": {(topics.USAGE, 0): NOW - 4 * DAY_MS}}, "lag", BROKEN,
          "the oldest since 4 d", "before Kafka deletes it after 7 d"),
         ({"tails": HIDDEN}, "lag", LOOK, "how far the workers are cannot be seen", "operator"),
+        ({"ends": {place: 10 for place in ENDS if place[0] != topics.USAGE}}, "lag", LOOK,
+         "how much of tallygate.usage.v1 waits cannot be seen", "see topics"),
         ({"sink": HIDDEN}, "lag", LOOK, "how far the sink is cannot be seen", "operator"),
         ({"sink": {}}, "lag", LOOK, "no sink has ever noted", "tallygate sink"),
         ({"waiting": {(topics.JOURNAL, 1): NOW - HOUR_MS}}, "lag", LOOK, "the sink: 4 records", "tallygate sink"),

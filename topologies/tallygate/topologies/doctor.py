@@ -172,6 +172,9 @@ def _lag(facts: Facts, limits: Limits) -> _Found:
         return
     applied = {number: tail.row.applied for number, tail in facts.tails.items() if tail.row is not None}
     for topic in _INPUTS:
+        if not any(name == topic for name, _ in facts.ends):
+            yield State.LOOK, f"how much of {topic} waits cannot be seen", "see topics and replication"
+            continue
         lags = {
             number: end - applied.get(number, {}).get(topic, -1) - 1
             for (name, number), end in facts.ends.items()
