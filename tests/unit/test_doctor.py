@@ -77,6 +77,12 @@ def test_a_sound_cluster_has_one_line_for_each_area() -> None:
     assert "fine on a laptop; production wants three brokers" in laptop[1].said
 
 
+def test_more_than_declared_does_no_harm() -> None:
+    kept = changed(topics.USAGE, retention_ms="-1", max_message_bytes="9000000")
+    longer = changed(topics.JOURNAL, min_compaction_lag_ms=str(2 * DAY_MS), delete_retention_ms=str(9 * DAY_MS))
+    assert {each.state for different in (kept, longer) for each in look(topics=different)} == {State.OK}
+
+
 def uneven() -> dict[str, Topic | Hidden]:
     found = topic_facts()
     found[topics.REQUESTS] = Topic(dict.fromkeys(range(3), Copies(True, 3, 3)), found[topics.REQUESTS].config)  # type: ignore[union-attr]
