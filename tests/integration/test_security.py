@@ -120,7 +120,8 @@ async def test_the_whole_path_with_the_rules_and_no_more(
 
 def test_the_gateway_with_its_rules(allowed: SecuredKafka, tmp_path: Path) -> None:
     at = allowed.sasl
-    operator = load_settings(kafka_brokers=at, kafka_config=allowed.user("operator"), data_dir=tmp_path)
+    known_as = as_file(tmp_path, allowed.user("operator"))
+    operator = load_settings(kafka_brokers=at, kafka_config_file=known_as, data_dir=tmp_path)
     given = as_file(tmp_path, allowed.user("gateway"))
     with (
         worker(at, allowed.user("worker"), tmp_path / "w") as running,
@@ -200,7 +201,8 @@ def test_the_doctor_says_which_permission_is_missing(allowed: SecuredKafka, run_
     assert f"topic tallygate.journal.v1 cannot be looked at: Broker: Topic authorization failed{hint}" in looked.out
     partly = run_as(allowed.sasl, allowed.user("sink"), "doctor").out
     assert f"group tallygate-workers cannot be looked at: Broker: Group authorization failed{hint}" in partly
-    assert "how much of tallygate.usage.v1 waits cannot be seen" in partly
+    # It may read the journal, and not ask about the group under whose name the doctor reads: whichever is noticed first.
+    assert re.search(r"(how much of tallygate\.usage\.v1 waits|how far the workers are) cannot be seen", partly)
     assert "topic tallygate.usage.v1 cannot be looked at: Broker: Topic authorization failed" in partly
 
 
@@ -250,7 +252,7 @@ def test_a_request_that_names_a_foreign_reply_topic_is_put_aside(
     request = encode_request(Balance(id="spy", customer=customer))
     foreign = (topics.JOURNAL, topics.USAGE, "tallygate.replies.checkout.v1.x", "payroll")
     producer = Producer(
-        {"bootstrap.servers": allowed.sasl, "partitioner": "murmur2_random", **allowed.user("checkout")}
+        {"bootstrap.servers": allowed.sasl, "partitioner": "murmur2_random", "log_level": 0, **allowed.user("checkout")}
     )
     for topic in foreign:
         headers = [(topics.HEADER_REPLY_TO, topic.encode()), (topics.HEADER_CORRELATION, b"spy")]
