@@ -56,11 +56,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def _chunks(self) -> bytes:
         found = b""
-        while size := int(self.rfile.readline(), 16):
+        while size := int(self._line(), 16):
             found += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
         return found
+
+    def _line(self) -> bytes:
+        if line := self.rfile.readline():
+            return line
+        raise ConnectionResetError("the client has gone")
 
     def _reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -73,7 +78,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Front(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed is no news
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
     Handler.folder = sys.argv[1]
     held_open = chdb.connect(Handler.folder)
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+    Front(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()

@@ -1,7 +1,9 @@
 """A sink in a process of its own: `python sink_process.py JSON`, with keys
 
 settings: what `load_settings` is given; partitions, accept_gap: as in `run_sink`;
-die_before: ends itself by SIGKILL instead of its nth insert; file_bytes_max: no file may grow beyond.
+die_before: ends itself by SIGKILL instead of its nth insert; file_bytes_max: no file may grow beyond;
+crash_file: once this file is there, the sink ends itself by SIGKILL in the middle of its next insert: as many seconds
+after its beginning as the file says.
 """
 
 import json
@@ -10,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,10 +37,25 @@ def die_before(insert: int) -> None:
     Store.insert = counting  # type: ignore[method-assign]
 
 
+def die_when_told(order: Path) -> None:
+    real = Store.insert
+
+    def looking(self: Store, table: Table, columns: Sequence[Sequence[Any]]) -> None:
+        if table is not SCHEMA and order.exists():
+            seconds = float(order.read_text())
+            order.unlink()
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        real(self, table, columns)
+
+    Store.insert = looking  # type: ignore[method-assign]
+
+
 def main(given: dict[str, Any]) -> int:
     logging.basicConfig(format="%(message)s")
     if given.get("die_before"):
         die_before(given["die_before"])
+    if given.get("crash_file"):
+        die_when_told(Path(given["crash_file"]))
     if given.get("file_bytes_max"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (given["file_bytes_max"],) * 2)
     settings = load_settings(**{**given["settings"], "data_dir": Path(given["settings"]["data_dir"])})

@@ -1,7 +1,8 @@
 """Workers in processes of their own: started, watched, asked to end or killed, by their ids.
 
 `python worker_process.py FILE [POINT NUMBER]` runs one: FILE holds its settings as JSON; at the NUMBERth time that it
-passes the crash point POINT it kills itself with SIGKILL.
+passes the crash point POINT it kills itself with SIGKILL. A file FILE.crash that says `POINT NUMBER` does so, too, from
+when it is there; it is removed when it has been read.
 """
 
 import json
@@ -24,9 +25,14 @@ def main(file: str, point: str = "", number: str = "0") -> int:
 
     logging.basicConfig(level=os.environ.get("LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     left = int(number)
+    order = f"{file}.crash"
 
     def at(passed: str) -> None:
-        nonlocal left
+        nonlocal left, point
+        if os.path.exists(order):
+            point, number = Path(order).read_text().split()
+            left = int(number)
+            os.unlink(order)
         if passed == point:
             left -= 1
             if left == 0:

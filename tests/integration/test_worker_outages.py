@@ -1,5 +1,6 @@
 """Brokers that go away, and what a worker finds when it comes back: its tables, the journal's tail, or nothing."""
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from tallygate.connectors.consuming import replay
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas import topics
 from tallygate.schemas.requests import Settle
+from tallygate.topologies.cluster import Cluster
 from tallygate.topologies.follower import Follower
+from tallygate.topologies.settings import load_settings
 from tallygate.topologies.tables import RocksTable
 from worker_process import WorkerProcess
 
@@ -40,6 +43,17 @@ def test_a_broker_that_is_away_at_the_start_is_waited_for(fresh_kafka: Kafka, as
         assert worker.log().count("is away") == 1
         assert "is back" in worker.log()
         assert worker.stop() == 0
+
+
+async def test_where_a_partition_ends_is_known_again_when_its_leader_has_changed(fresh_kafka: Kafka) -> None:
+    """A leader's epoch changes with a restart; librdkafka's AdminClient would ask under the one it knew, for long."""
+    cluster = Cluster(load_settings(kafka_brokers=fresh_kafka.bootstrap))
+    await cluster.layout()
+    assert await cluster.bounds(topics.JOURNAL, 0) == (0, 0)
+    fresh_kafka.kill()
+    fresh_kafka.start()
+    async with asyncio.timeout(60):
+        assert await cluster.bounds(topics.JOURNAL, 0) == (0, 0)
 
 
 def test_a_worker_that_waits_for_a_broker_can_be_stopped(fresh_kafka: Kafka, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tallygate.pipeline.memory import digest
-from tallygate.pipeline.replay import due_instant, due_key, seen_key
+from tallygate.pipeline.replay import OF_HOURS, counted_writes, due_instant, due_key, hour_write, seen_key
 from tallygate.schemas.answers import decode_answer
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import (
@@ -35,6 +35,15 @@ Table = dict[bytes, bytes]
 _READS: Final = frozenset({"check", "balance", "estimate"})
 
 
+class _Groups(msgspec.Struct):
+    """Of an entry, its groups of events as they are written."""
+
+    counted: tuple[msgspec.Raw, ...] = ()
+
+
+_groups: Final = msgspec.json.Decoder(_Groups).decode
+
+
 class Violation(AssertionError):
     """Something has happened that must never happen."""
 
@@ -49,7 +58,6 @@ class Asked(msgspec.Struct):
 
     ids: tuple[bytes, ...] = ()
     garbage: bool = False
-    reads: bool = False
 
 
 class Admitted(msgspec.Struct):
@@ -70,6 +78,7 @@ class Books:
     def __init__(self, catalogs: Mapping[int, Catalog], fresh_ms: int) -> None:
         self.catalogs = catalogs
         self.inputs: dict[str, list[Asked]] = {USAGE: [], REQUESTS: []}
+        self.questions: dict[tuple[str, str], int] = {}  # when each was asked first
         self.dead: set[tuple[str, int]] = set()
         self.table: Table = {}  # what a local table must hold
         self.before: dict[int, Table] = {0: {}}  # the same as of the end of each batch
@@ -77,8 +86,8 @@ class Books:
         self.row = PartitionRow({}, 0, 0)
         self.entries = self.stale = self.events = 0
         self.seen_at: dict[bytes, tuple[int, int]] = {}  # stream time and the broker's
-        self._kept_at: dict[bytes, int] = {}
-        self.answer_of: dict[bytes, bytes] = {}
+        self._kept_at: dict[tuple[bytes, bytes], int] = {}
+        self.answers_of: dict[bytes, list[bytes]] = defaultdict(list)  # one; another after a day, when it is forgotten
         self.legs: Counter[tuple[str, str]] = Counter()
         self._fresh_ms = fresh_ms
         self._due: dict[str, bytes] = {}
@@ -122,12 +131,19 @@ class Books:
                 entry = decode_record(value)
                 assert isinstance(entry, Entry)
                 self._enter(entry, now_ms)
+                self._count_groups(entry, _groups(value).counted, now_ms)
                 touched[customer] = entry
         self._advance(row, now_ms)
         for customer, entry in touched.items():
             self._agree(customer, entry)
 
     def _put(self, customer: str, key: bytes, value: bytes | None) -> None:
+        if split_key(key)[1] in OF_HOURS:
+            hour, _ = hour_write(key, value)
+            if value is None:
+                self.table.pop(hour, None)
+            else:
+                self.table[hour] = b""
         if value is None:
             self.table.pop(key, None)
             self._rows.pop(key, None)
@@ -188,23 +204,36 @@ class Books:
         for seen in entry.seen:
             self._remember(bytes.fromhex(seen.key), bytes(seen.value), entry.at, now_ms)
 
+    def _count_groups(self, entry: Entry, groups: Sequence[bytes], now_ms: int) -> None:
+        """Events that were counted together: each of them once, as if it had come alone."""
+        for raw, group in zip(groups, entry.counted, strict=True):
+            ids = [digest(entry.customer, "event", group.source, id) for id in group.ids]
+            must(len(ids) == len(set(ids)) == len(group.offsets), "a group counts an event twice:", group)
+            for offset, id in zip(group.offsets, ids, strict=True):
+                must(id in self.inputs[USAGE][offset].ids, "a group counts what did not come:", offset)
+            for key, value in counted_writes(entry.at, ids, bytes(raw)):
+                self._keep(key, value, now_ms)
+            for id in ids:
+                must(self._may_come_again(id, entry.at, now_ms), "an event counts twice:", group)
+                self.seen_at[id] = entry.at, now_ms
+
+    def _keep(self, key: bytes, value: bytes, now_ms: int) -> None:
+        self.table[key] = value
+        self._kept_at[key, value] = now_ms
+
+    def _may_come_again(self, id: bytes, at: int, now_ms: int) -> bool:
+        """Ids are known for a day of stream time, and by a reader from the beginning for a day of the broker's."""
+        known = self.seen_at.get(id)
+        return known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS
+
     def _remember(self, id: bytes, value: bytes, at: int, now_ms: int) -> None:
         """An id of a request or an event is seen once in the time for which ids are known."""
-        key = seen_key(at // DAY_MS, id)
-        self.table[key] = b"%d " % at + value
-        self._kept_at[key] = now_ms
-        known = self.seen_at.get(id)
+        self._keep(seen_key(at // DAY_MS, id), b"%d " % at + value, now_ms)
         if value[:1] == b"[":  # a request and its answer
-            must(
-                known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS,
-                "a request is decided twice:",
-                value,
-            )
-            self.answer_of[id] = value.split(b",", 1)[1][:-1]
+            must(self._may_come_again(id, at, now_ms), "a request is decided twice:", value)
+            self.answers_of[id].append(value.split(b",", 1)[1][:-1])
         elif b'"how":' not in value:
-            must(
-                known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS, "an event counts twice:", value
-            )
+            must(self._may_come_again(id, at, now_ms), "an event counts twice:", value)
         self.seen_at[id] = at, now_ms
 
     # ---- limits: what was let through, from the decisions alone ----
@@ -283,11 +312,11 @@ class Books:
         told = decode_answer(answer)
         if told.op in _READS:
             missed = next((at for end, at in self._landed if end > known_to), now_ms)
-            must(now_ms - missed <= self._fresh_ms, "answered from a state that is long over:", told.id)
+            fresh = now_ms - missed <= self._fresh_ms or missed >= self.questions[told.customer, told.id]
+            must(fresh, "answered from a state that was over when the question came:", told.id)
         elif told.allowed or told.reason in DENIALS:
-            before = self.answer_of.get(digest(told.customer, told.op, told.id))
-            must(before is not None, "an answer was given that is not in the journal:", told)
-            must(before == answer, "an answer is not the one in the journal:", told)
+            decided = self.answers_of[digest(told.customer, told.op, told.id)]
+            must(answer in decided, "an answer was given that is not in the journal:", told)
         else:
             must(told.reason is not Reason.ALLOWED, "refused and allowed:", told)
         return f"{told.id} {told.reason}"
@@ -300,18 +329,20 @@ class Books:
         `at_rest`: it is that of an owner whose ticks have nothing left to do.
         """
         expected = self.table if end == self.end else self.before[end]
+        overdue = [customer for customer, key in self._due.items() if due_instant(key) <= self.row.stream_at]
+        must(not at_rest or not overdue, "what was due has not happened:", overdue)
         if rows == expected:
             return
         for key in rows.keys() | expected.keys():
-            if rows.get(key) == expected.get(key) or self._may_differ(key, key in expected, now_ms, at_rest):
+            if rows.get(key) == expected.get(key) or self._may_differ(key, expected.get(key), now_ms, at_rest):
                 continue
             raise Violation(f"{reader} and the auditor differ in {key!r}: {rows.get(key)!r}, {expected.get(key)!r}")
 
-    def _may_differ(self, key: bytes, wanted: bool, now_ms: int, at_rest: bool) -> bool:
+    def _may_differ(self, key: bytes, wanted: bytes | None, now_ms: int, at_rest: bool) -> bool:
         first = seen_key(max(0, self.row.stream_at // DAY_MS - 1), b"")
         if key[:6] == first[:6]:  # an id: past remembering, or gone with an entry that compaction took after its day
-            return key < first or now_ms - self._kept_at.get(key, now_ms) >= DAY_MS
-        if key[:5] == b"\0due\0" and not wanted:
+            return key < first or now_ms - self._kept_at.get((key, wanted or b""), now_ms) >= DAY_MS
+        if key[:5] == b"\0due\0" and wanted is None:
             # compaction had taken the row that moved this wake-up: a tick removes it when its instant comes
             return not at_rest or due_instant(key) > self.row.stream_at
         return False

@@ -16,6 +16,7 @@ AWAY = ["broker {} is away ({}); waiting", "broker {} is back"]
         ("127.0.0.1:2", KafkaError.LEADER_NOT_AVAILABLE, []),
         ("127.0.0.1:5", KafkaError.UNKNOWN_LEADER_EPOCH, []),  # seen right after a broker came back
         ("127.0.0.1:6", KafkaError.OFFSET_NOT_AVAILABLE, []),
+        ("127.0.0.1:7", KafkaError._NOENT, []),
         ("127.0.0.1:3", KafkaError._TRANSPORT, AWAY),
         ("127.0.0.1:4", KafkaError._TIMED_OUT, AWAY),
     ],

@@ -29,6 +29,7 @@ ELECTING: Final = frozenset(
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError._NOENT,  # an AdminClient's word for a partition without a leader
     }
 )
 #: librdkafka gets over these itself; they reach us only as news.

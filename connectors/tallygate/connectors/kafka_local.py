@@ -60,7 +60,8 @@ class LocalKafka:
     `data_dir` keeps topics and records across starts; None is a temporary folder that `stop` removes. `port` None takes
     a free one and keeps it for this object's life. `cache_dir` is where the jars are kept (the user's cache folder).
     `listeners` are more than the plain one on `port`, like `SASL_SSL://127.0.0.1:9093`; `properties` are Kafka's own
-    and win over ours. Starting raises LocalKafkaError, whose message is one line. Not for several threads at once.
+    and win over ours. `cluster_id` is that of the cluster that an empty folder joins. Starting raises LocalKafkaError,
+    whose message is one line. Not for several threads at once.
 
     The broker also ends when this process does, in whatever way; children that this process forks without exec hold on
     to it until they end.
@@ -77,6 +78,7 @@ class LocalKafka:
         on_progress: Progress = lambda line: None,
         listeners: Sequence[str] = (),
         properties: Mapping[str, str] | None = None,
+        cluster_id: str | None = None,
     ) -> None:
         if not HEAP_MB_MIN <= heap_mb <= HEAP_MB_MAX:
             raise ValueError(f"heap_mb is {heap_mb}: take {HEAP_MB_MIN} to {HEAP_MB_MAX}")
@@ -89,6 +91,7 @@ class LocalKafka:
         self._progress = on_progress
         self._listeners = tuple(listeners)
         self._properties = dict(properties or {})
+        self._new_cluster_id = cluster_id or kafka_folder.new_cluster_id()
         self._port = port
         self._dir = self._given_dir
         self._process: subprocess.Popen[bytes] | None = None
@@ -213,7 +216,7 @@ class LocalKafka:
             self._reap()
 
     def _format(self, java: list[str], lock_fd: int) -> None:
-        command = ["kafka.tools.StorageTool", "format", "-t", kafka_folder.new_cluster_id(), "-c", "server.properties"]
+        command = ["kafka.tools.StorageTool", "format", "-t", self._new_cluster_id, "-c", "server.properties"]
         try:
             ran = subprocess.run(
                 [*java, *command],

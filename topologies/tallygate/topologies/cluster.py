@@ -77,7 +77,13 @@ class Cluster:
         def ask() -> tuple[int, int]:
             first = self._admin.list_offsets({place: OffsetSpec.earliest()}, request_timeout=_ASK_SECONDS)
             last = self._admin.list_offsets({place: OffsetSpec.latest()}, request_timeout=_ASK_SECONDS)
-            return next(iter(first.values())).result().offset, next(iter(last.values())).result().offset
+            try:
+                return next(iter(first.values())).result().offset, next(iter(last.values())).result().offset
+            except KafkaException:
+                # librdkafka goes on asking the leader that it knows, under the epoch that it knows, for a quarter of an
+                # hour, unless it is made to look for the present one.
+                self._admin.list_topics(topic, timeout=_ASK_SECONDS)
+                raise
 
         try:
             return await self._patiently(ask)
