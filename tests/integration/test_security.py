@@ -201,7 +201,7 @@ def test_the_doctor_says_which_permission_is_missing(allowed: SecuredKafka, run_
     assert f"topic tallygate.journal.v1 cannot be looked at: Broker: Topic authorization failed{hint}" in looked.out
     partly = run_as(allowed.sasl, allowed.user("sink"), "doctor").out
     assert f"group tallygate-workers cannot be looked at: Broker: Group authorization failed{hint}" in partly
-    # It may read the journal, and not ask about the group under whose name the doctor reads: whichever is noticed first.
+    # It may read the journal, but not under the name that the doctor reads under: whichever is noticed first.
     assert re.search(r"(how much of tallygate\.usage\.v1 waits|how far the workers are) cannot be seen", partly)
     assert "topic tallygate.usage.v1 cannot be looked at: Broker: Topic authorization failed" in partly
 
