@@ -70,7 +70,7 @@ class Books:
     name: str
     decisions: list[tuple[str, str, str, bool]] = field(default_factory=list)  # customer, op, id, allowed
     postings: dict[tuple[str, str, str], int] = field(default_factory=dict)  # by customer, pool and account
-    usage: dict[str, list[int]] = field(default_factory=dict)  # by event: what was counted, each time
+    usage: dict[str, list[int]] = field(default_factory=dict)  # tokens, by the event that is named as the cause
     hourly: dict[tuple[str, str], int] = field(default_factory=dict)  # by customer and meter
     balances: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # by customer and grant
 
@@ -212,7 +212,7 @@ def read_kafka(brokers: str, partitions: int, service: str, record: Record) -> E
 _QUESTIONS: Final = {
     "decisions": "SELECT customer, op, id, allowed FROM decisions",
     "postings": "SELECT customer, asset, account, toString(sum(amount)) AS total FROM postings GROUP BY ALL",
-    "usage": "SELECT cause_id, toString(quantity) AS quantity FROM usage WHERE cause_topic = 'tallygate.usage.v1'",
+    "usage": "SELECT cause_id, toString(quantity) AS quantity FROM usage WHERE meter = 'tokens'",
     "hourly": "SELECT customer, meter, toString(sum(quantity)) AS total FROM usage_hourly GROUP BY ALL",
     "balances": "SELECT customer, grant, toString(balance) AS b, toString(held) AS h FROM balances WHERE grant != ''",
 }

@@ -130,7 +130,7 @@ def a_hold_without_room(evidence: Evidence) -> None:
 
 
 def an_event_nobody_booked(evidence: Evidence) -> None:
-    del evidence.books[0].usage[next(iter(evidence.record.events))]
+    del evidence.books[0].usage[next(iter(evidence.books[0].usage))]
 
 
 def a_decision_booked_twice(evidence: Evidence) -> None:
