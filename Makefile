@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install check test chaos demo bench up lock lock-peers schemas format clean
+.PHONY: help install check test simulate chaos demo bench up lock lock-peers schemas format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,11 @@ check: install ## format, lint, types, import contracts, unit and simulation tes
 
 test: check ## everything a machine without Docker can run: a real broker, a real ClickHouse engine
 	$(BIN)/pytest -n 2 --dist loadgroup tests/chaos tests/integration tests/conformance
+
+SEEDS ?= 1000
+simulate: install ## SEEDS=5000 SEED=1: stories of owners that die, sleep and overlap; SHOW=1 tells the one of SEED
+	@PYTHONPATH=tests $(BIN)/python -m simulation.run --seed $(SEED) --seeds $(SEEDS) \
+	  $(if $(SHOW),--show) $(if $(LONG),--long) $(if $(OUT),--out $(OUT))
 
 KILLS ?= 20
 SEED  ?= 1

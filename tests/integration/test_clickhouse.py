@@ -136,6 +136,40 @@ def test_a_state_is_the_newest_in_whatever_order_it_comes(store: Store) -> None:
     assert found == [{"dimensions": {"team": "a"}, "quantity": "0"}, {"dimensions": {}, "quantity": "90"}]
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "total"),
+    [("sum", "10"), ("count", "10"), ("unique", "10"), ("min", "2"), ("max", "5"), ("latest", "3")],
+)
+def test_what_came_after_an_hour_was_closed_counts_with_it(store: Store, aggregation: str, total: str) -> None:
+    """Every row of the hour replaces itself, and all of them together make its total."""
+    hour = {"customer": "acme", "meter": "calls", "hour": 3600, "events": 2, "late_events": 0}
+    late = hour | {"events": 1, "late_events": 1, "aggregation": aggregation}
+    insert(store, USAGE, *(hour | {"version": v, "quantity": v * 10**9, "latest_at": 5} for v in (4, 5)))
+    insert(store, USAGE, *(late | {"version": 7, "quantity": 2 * 10**9, "latest_at": 4, "since": 90} for _ in range(2)))
+    insert(store, USAGE, late | {"version": 8, "quantity": 3 * 10**9, "latest_at": 6, "since": 91})
+    found = ask(store, "SELECT quantity, events, late_events FROM usage_hourly")
+    assert found == [{"quantity": total, "events": 4, "late_events": 2}]
+
+
+def test_usage_of_an_older_version_is_kept_and_takes_later_rows(dsn: str) -> None:
+    """Before hours were closed."""
+    columns = {name: type for name, type in USAGE.columns.items() if name not in ("since", "aggregation", "latest_at")}
+    old = Table(USAGE.name, columns, "ReplacingMergeTree(version) ORDER BY (customer, meter, hour, scope)")
+    store = Store(dsn)
+    try:
+        with closing(open_client(dsn)) as client:
+            for ddl in (SCHEMA.ddl, old.ddl, *VERSIONS[0], *VERSIONS[1], *VERSIONS[2]):
+                client.command(ddl)
+        row = {"customer": "acme", "meter": "calls", "events": 1, "quantity": 10**9}
+        insert(store, old, row | {"version": 1}, row | {"version": 2})
+        insert(store, SCHEMA, {"version": 3})
+        store.prepare()
+        insert(store, USAGE, row | {"version": 3, "since": 9, "aggregation": "sum"})
+        assert ask(store, "SELECT quantity, events FROM usage_hourly") == [{"quantity": "2", "events": 2}]
+    finally:
+        store.close()
+
+
 def test_a_removed_grant_is_not_shown_and_an_older_row_does_not_bring_it_back(store: Store) -> None:
     grant = {"customer": "acme", "kind": "grant", "id": "g", "pool": "credits", "balance": 5 * 10**9}
     insert(store, BALANCES, grant | {"version": 3}, {"customer": "acme", "kind": "pool", "id": "credits", "version": 3})

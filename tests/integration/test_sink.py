@@ -137,7 +137,7 @@ def test_stop_stores_where_it_stood_even_in_a_quiet_journal(
     store = Store(dsn)
     try:
         [row] = store._query("SELECT journal FROM sink_offsets LIMIT 1")
-        assert store.positions(row[0]) == {0: Position(count, 1, 99)}
+        assert store.positions(row[0]) == {0: Position(count, 1, 100)}
     finally:
         store.close()
 

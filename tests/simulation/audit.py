@@ -37,6 +37,7 @@ class Audit:
         self._pending: list[Pending] = []
         self._legs: dict[tuple[str, str, str], int] = defaultdict(int)
         self._usage: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        self._hours: dict[tuple[str, str], dict[int, UsageRow]] = defaultdict(dict)
         self._written_at: list[int] = []
 
     def push(self, each: Input, on_reply: OnReply | None = None) -> None:
@@ -110,7 +111,10 @@ class Audit:
     def _post(self, transition: Transition) -> None:
         """Keep the books from the entries alone, and compare them with the rows."""
         for key, value in transition.records:
-            if key[:1] == b"\0" or split_key(key)[1] != ENTRY_KIND:
+            kind = "" if key[:1] == b"\0" else split_key(key)[1]
+            if kind == "usage" and value is not None:
+                self._note_hour(key, value)
+            if kind != ENTRY_KIND:
                 continue
             assert value is not None
             entry = decode_record(value)
@@ -126,6 +130,13 @@ class Audit:
                 for number, added in enumerate((delta.quantity_nanos, delta.events, delta.late_events)):
                     row[number] += added
             self._agree(entry)
+
+    def _note_hour(self, key: bytes, value: bytes) -> None:
+        """The newest of each row of an hour, as ClickHouse keeps them, also after they have ended."""
+        customer, _, id = split_key(key)
+        row = decode_record(value)
+        assert isinstance(row, UsageRow)
+        self._hours[customer, id][row.since] = row
 
     def _agree(self, entry: Entry) -> None:
         """Postings rebuild balances, holds and debts; usage deltas rebuild the hours; receipts rebuild what is held."""
@@ -171,11 +182,10 @@ class Audit:
         self.flush()
         rows = self.partition.rows.items()
         assert self.partition.replayed().items() == rows
-        for key, value in rows:
-            row = decode_record(value) if key[:1] != b"\0" else None
-            if isinstance(row, UsageRow):
-                customer, _, id = split_key(key)
-                assert [row.quantity_nanos, row.events, row.late_events] == self._usage[customer, id]
+        for hour, usage in self._usage.items():
+            found = self._hours[hour].values()
+            totals = [(row.quantity_nanos, row.events, row.late_events) for row in found]
+            assert [sum(column) for column in zip(*totals, strict=True)] == usage
         due = [due_customer(key) for key, _ in self.partition.rows.scan(*due_range(1 << 62))]
         assert len(due) == len(set(due)), "a customer waits for two instants"
         assert _remembered(self._compacted()) == _remembered(self.partition.rows)

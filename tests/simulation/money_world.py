@@ -376,11 +376,14 @@ class MoneyWorld:
         rows = self.partition.rows.items()
         assert self.partition.replayed().items() == rows
         additive = {"sum", "count"}
-        for key, value in rows:
-            row = decode_record(value) if key[:1] != b"\0" else None
+        hours: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(dict)
+        for key, value in self.partition.journal:
+            row = decode_record(value) if key[:1] != b"\0" and value is not None else None
             if isinstance(row, UsageRow) and self._aggregation(row.meter) in additive:
                 customer, _, id = split_key(key)
-                assert [row.quantity_nanos, row.events, row.late_events] == self._deltas[customer, id]
+                hours[customer, id][row.since] = [row.quantity_nanos, row.events, row.late_events]
+        for hour, found in hours.items():
+            assert [sum(column) for column in zip(*found.values(), strict=True)] == self._deltas[hour]
 
     def account(self, customer: str) -> Account:
         """The customer as the table has it."""

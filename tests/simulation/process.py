@@ -47,6 +47,10 @@ class Weather(msgspec.Struct, frozen=True):
     power_cut: float  # a process that ends loses the last writes of its table
     again: float  # a lane delivers once more what it delivered before
     held_up: float  # a lane stands still for a while
+    frozen: float  # the process is stopped where it awaits nothing, and the world goes on
+
+
+CALM: Final = Weather(*[0.0] * 8)
 
 
 class Disk(MemoryTable):
@@ -90,6 +94,8 @@ class Scene(Protocol):
 
     def append(self, process: "Process", records: Sequence[Pair], term: int, seq: int) -> "Append": ...
 
+    def meanwhile(self, process: "Process") -> None: ...
+
     def note(self, *what: object) -> None: ...
 
 
@@ -106,7 +112,9 @@ class Append(msgspec.Struct):
 class Process:
     """One life of a worker that believes in owning the partition: opens, works, and ends one way or another."""
 
-    def __init__(self, scene: Scene, name: str, disk: Disk, limits: OwnerLimits, steps: StepLimits) -> None:
+    def __init__(
+        self, scene: Scene, name: str, disk: Disk, limits: OwnerLimits, steps: StepLimits, rules: Rules
+    ) -> None:
         self.name = name
         self.disk = disk
         self.asleep = 0
@@ -120,7 +128,7 @@ class Process:
         self._held_up: dict[str, int] = {}
         self._inbox = Inbox(_INTAKE.read, steps)
         ports = Ports(self, self._open_table, self, self, self, self, _METRICS, self._at)
-        self.owner = PartitionOwner(0, name, ports, self, self._inbox, Rules(), limits)
+        self.owner = PartitionOwner(0, name, ports, self, self._inbox, rules, limits)
         self._task: Task | None = None
 
     # ---- its life ----
@@ -202,6 +210,11 @@ class Process:
         if self._scene.chance.random() < self._scene.weather.crash:
             self._scene.note(self.name, "crashes:", point)
             raise Crash
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if self._scene.chance.random() < self._scene.weather.frozen:
+            self._scene.meanwhile(self)
 
     def _open_table(self) -> Disk:
         self.disk.watch = self._written
@@ -210,8 +223,10 @@ class Process:
     def _written(self, rows: Table) -> int:
         """The local table was written: it must be as the journal is, up to where this process has read it."""
         end = self._delivered
-        known = end >= max(self.disk.reached, self._scene.log.cleaned) and end in self._scene.books.before
-        if known:  # else a recovery is under way
+        log = self._scene.log
+        # Who reads what was compacted meanwhile has the journal's state again when it has read on to the end.
+        whole = end == log.end or (end >= log.cleaned and (self.working or not log.cleaned))
+        if whole and end >= self.disk.reached and end in self._scene.books.before:
             self._scene.books.compare(rows, end, f"the table of {self.name}", self._scene.now_ms)
         return end
 
@@ -300,4 +315,6 @@ class Process:
         return PartitionState.load(rows, partition)
 
     def decide(self, state: Any, inputs: Sequence[Input], catalog: Catalog, rules: Rules) -> Transition:
-        return core.decide(state, inputs, catalog, rules)
+        transition = core.decide(state, inputs, catalog, rules)
+        self._freeze()
+        return transition

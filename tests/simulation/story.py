@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
+from unittest.mock import patch
 
 import msgspec
 
 from owner_world import REPLY_TO, START_MS, MemoryTable
 from simulation.books import Asked, Books, Violation, must
 from simulation.journal_log import LAG_MS, JournalLog
-from simulation.process import LIMITS, TOPICS, Append, Disk, Process, Weather
+from simulation.process import CALM, LIMITS, TOPICS, Append, Disk, Process, Weather
 from tallygate.pipeline.fence import Fence, Verdict
 from tallygate.pipeline.memory import digest
+from tallygate.pipeline.rules import Rules
 from tallygate.schemas import topics
 from tallygate.schemas.catalog import Catalog, Entitlement, Feature, Meter, Plan, PlanBudget, Rate
 from tallygate.schemas.instants import HOUR_MS
@@ -35,6 +37,7 @@ from tallygate.schemas.requests import (
     Settle,
     encode_request,
 )
+from tallygate.topologies import owner
 from tallygate.topologies.follower import Follower
 from tallygate.topologies.inbox import StepLimits
 from tallygate.topologies.ports import Pair
@@ -69,6 +72,8 @@ def catalog(version: int) -> Catalog:
     return Catalog(version, meters, features, (plan,), default_plan="basic")
 
 
+#: Of each trouble in `Weather`, where a story has it at all.
+_OFTEN: Final = (0.15, 0.04, 0.08, 0.01, 0.5, 0.05, 0.1, 0.01)
 _CATALOGS: Final = {version: catalog(version) for version in range(1, 12)}
 
 
@@ -82,9 +87,12 @@ class Told(msgspec.Struct):
 
 
 class Story:
-    """The scene, and who acts in it. `trace` keeps what happens as lines."""
+    """The scene, and who acts in it. `trace` keeps what happens as lines.
 
-    def __init__(self, seed: int, trace: bool = False) -> None:
+    `long`: days pass in it, clocks are off by days, and compaction is busy; else only in some.
+    """
+
+    def __init__(self, seed: int, *, trace: bool = False, long: bool = False) -> None:
         self.seed = seed
         self.chance = chance = random.Random(seed)
         self.log = JournalLog()
@@ -96,12 +104,14 @@ class Story:
         self.lines: list[str] | None = [] if trace else None
         self.counts: Counter[str] = Counter()
         self._digest = blake2b(digest_size=8)
-        self.weather = Weather(*(chance.choice((0.0, often)) for often in (0.15, 0.04, 0.08, 0.01, 0.5, 0.05, 0.1)))
+        self.weather = Weather(*(chance.choice((0.0, often)) for often in _OFTEN))
+        self._rules = Rules(due_per_tick_max=chance.choice((2, 1_000)))
         self._limits = msgspec.structs.replace(LIMITS, batch_bytes_max=chance.choice((6_000, 12_000, 8 << 20)))
         self._steps = StepLimits(chance.choice((1, 4, 50)), chance.choice((1, 4, 50)))
-        self._long = chance.random() < 0.3  # days pass in it
-        self._clocks = chance.choice((0, 1, 1, 2))  # all right; off by seconds or hours; by days
+        self._long = chance.random() < 0.4 or long  # days pass in it
+        self._clocks = 2 if long else chance.choice((0, 1, 1, 2))  # all right; off by seconds or hours; by days
         self._processes: list[Process] = []
+        self._frozen: Process | None = None
         self._disks: list[Disk] = []
         self._on_the_way: list[Append] = []
         self._asked: list[tuple[int, Request]] = []
@@ -115,14 +125,19 @@ class Story:
         try:
             self._ask(GiveGrant(id="g0", customer="acme", amount=Decimal(500)))
             steps = self.chance.randint(*STEPS)
-            for _ in range(steps):
-                self.chance.choices(self._acts, cum_weights=self._weights)[0]()
-            self._end()
+            with patch.object(owner, "RECOVERY_WRITES_MAX", self.chance.choice((30, 20_000))):
+                for _ in range(steps):
+                    self._act()
+                self._end()
         except Violation:
             raise
         except Exception as error:
             raise Violation(f"a process broke: {type(error).__name__}: {error}") from error
         return Told(self.seed, self._digest.hexdigest(), steps, dict(self.counts))
+
+    def _act(self) -> None:
+        self.counts["steps"] += 1
+        self.chance.choices(self._acts, cum_weights=self._weights)[0]()
 
     def note(self, *what: object) -> None:
         if self.lines is not None:
@@ -145,9 +160,9 @@ class Story:
             self._sleep: chance.choice((0, 1, 4)),
             self._land_late: 5,
             self._publish: chance.choice((0, 0.5)),
-            self._compact: 1,
-            self._jump: 0.7 if self._clocks else 0,
-            self._days_pass: 0.7 if self._long else 0,
+            self._compact: 4 if self._long else 1,
+            self._jump: (0, 1, 2)[self._clocks],
+            self._days_pass: 1.2 if self._long else 0,
         }
         weights, total = [], 0.0
         for weight in acts.values():
@@ -219,7 +234,9 @@ class Story:
         self.counts["requests"] += 1
         self._asked.append((self.now_ms, request))
         op = OPS[type(request)]
-        asked = Asked((digest(request.customer, op, request.id),), reads=op in ("check", "balance"))
+        asked = Asked((digest(request.customer, op, request.id),))
+        if op in ("check", "balance"):
+            self.books.questions.setdefault((request.customer, request.id), self.now_ms)
         self.note("asked:", op, request.id, "of", request.customer)
         self._arrive(topics.REQUESTS, encode_request(request), asked, HEADERS)
 
@@ -257,20 +274,38 @@ class Story:
 
     def _start(self) -> None:
         """The group gives the partition to one more process, whatever the former owner thinks of that."""
-        if len(self._processes) >= PROCESSES_MAX:
-            return
-        free = [disk for disk in self._disks if all(process.disk is not disk for process in self._processes)]
-        if free and self.chance.random() < 0.75:
-            disk = self.chance.choice(free)
+        if len(self._processes) < PROCESSES_MAX:
+            self._launch()
+
+    def _launch(self) -> None:
+        used = [process.disk for process in (*self._processes, self._frozen) if process is not None]
+        free = [disk for disk in self._disks if all(disk is not other for other in used)]
+        if free and self.chance.random() < 0.8:
+            disk = self.chance.choice((free[0], free[-1], free[-1]))  # the last left, or one from long ago
+            self._disks.remove(disk)
         else:
             disk = Disk()
-            self._disks.append(disk)
+        self._disks.append(disk)
         self._born += 1
-        process = Process(self, f"p{self._born}", disk, self._limits, self._steps)
+        process = Process(self, f"p{self._born}", disk, self._limits, self._steps, self._rules)
         self.note(process.name, "starts", "with a table" if disk.position.offset else "without a table")
         self.counts["overlaps"] += bool(self._processes)
         self.counts["starts"] += 1
         self._processes.append(process)
+
+    def meanwhile(self, process: Process) -> None:
+        """A process is frozen in the middle of its work: anything may happen before it goes on."""
+        if self._frozen is not None:
+            return
+        self.note(process.name, "is frozen")
+        self.counts["freezes"] += 1
+        self._frozen = process
+        self._processes.remove(process)
+        for _ in range(self.chance.randint(1, 80)):
+            self._act()
+        self._frozen = None
+        self._processes.append(process)
+        self.note(process.name, "goes on")
 
     def _let_go(self) -> None:
         if self._processes:
@@ -390,22 +425,16 @@ class Story:
 
     def _calm(self, ticks: int) -> None:
         """One process after the other, until one has worked undisturbed for a while."""
-        weather, self.weather = self.weather, Weather(*[0.0] * 7)
+        weather, self.weather = self.weather, CALM
         for process in self._processes:
             process.asleep += 1
         while True:
             if not any(process.working and not process.asleep for process in self._processes):
-                self._born += 1
-                self._processes.append(Process(self, f"p{self._born}", self._free_disk(), self._limits, self._steps))
+                self._launch()
             process = self._processes[-1]
             if self._works(process, ticks):
                 break
         self.weather = weather
-
-    def _free_disk(self) -> Disk:
-        disk = Disk()
-        self._disks.append(disk)
-        return disk
 
     def _works(self, process: Process, ticks: int) -> bool:
         """It takes in all there is, and so many ticks after that; False when it turns out not to be the owner."""
@@ -438,8 +467,8 @@ class Story:
             if b"\0entry\0" not in (key or b"") and self.books.table.get(key or b"") != value:
                 raise Violation(f"compaction would bring back a row that is over: {key!r}")
         self._read_afresh()
-        owner = self._processes[-1]
-        self.books.compare(owner.disk.rows, self.log.end, "the last owner's table", self.now_ms, at_rest=True)
+        last = self._processes[-1]
+        self.books.compare(last.disk.rows, self.log.end, "the last owner's table", self.now_ms, at_rest=True)
         applied = {topic: self.books.row.applied.get(topic, -1) + 1 for topic in TOPICS}
         held = {topic: len(self.inputs[topic]) for topic in TOPICS}
         must(applied == held, "not everything was taken in:", applied, held)
@@ -447,14 +476,11 @@ class Story:
         self.counts["entries"] = self.books.entries
 
 
-def tell(seed: int) -> Story:
+def tell(seed: int, *, long: bool = False) -> Story:
     """The same story again, with its lines."""
-    story = Story(seed, trace=True)
+    story = Story(seed, trace=True, long=long)
     try:
         story.run()
     except Violation as violation:
         story.note("VIOLATION:", violation)
     return story
-
-
-Make = Callable[[int], Any]

@@ -17,6 +17,7 @@ from tallygate.schemas.journal import (
     encode_record,
     entry_key,
     row_key,
+    usage_id,
 )
 
 T = 1_767_268_800_000
@@ -33,11 +34,24 @@ def account(due_at: int = 0, was_due_at: int = 0) -> bytes:
     return encode_record(AccountRow(customer="acme", created_at=T, due_at=due_at, was_due_at=was_due_at))
 
 
-@pytest.mark.parametrize("kind", ["budget", "grant", "hold", "pool", "scope", "usage"])
+@pytest.mark.parametrize("kind", ["budget", "grant", "hold", "pool", "scope"])
 def test_a_row_goes_in_as_it_is_and_a_tombstone_takes_it_out(kind: str) -> None:
     key = row_key("acme", kind, "x\0y")
     assert written(key, b"any bytes") == [(key, b"any bytes")]
     assert written(key, None) == [(key, None)]
+
+
+@pytest.mark.parametrize("hour", [0, T - T % 3_600_000, -7_200_000])
+@pytest.mark.parametrize(("kind", "more"), [("usage", ""), ("value", "\0f00d")])
+def test_what_belongs_to_an_hour_is_filed_under_it(hour: int, kind: str, more: str) -> None:
+    key = row_key("acme", kind, usage_id("tokens", hour, {"team": "x"}) + more)
+    [row, filed] = written(key, b"any bytes")
+    assert (row, filed[1]) == ((key, b"any bytes"), b"")
+    assert replay.of_hour(filed[0]) == key
+    begin, end = replay.hour_range(max(0, hour) + 1)
+    assert begin < filed[0] < end
+    assert hour <= 0 or not filed[0] < replay.hour_range(hour)[1]
+    assert written(key, None) == [(key, None), (filed[0], None)]
 
 
 def test_the_partition_row_is_kept_and_the_open_record_is_not() -> None:

@@ -160,6 +160,9 @@ def test_usage_is_an_absolute_row_under_its_offset() -> None:
         "late_events": 1,
         "scope": scope_text(dimensions),
         "version": OFFSET,
+        "since": 0,
+        "aggregation": "",
+        "latest_at": 0,
     }
 
 

@@ -5,7 +5,7 @@
 | `postings` | one leg of an entry | `sink_postings`: customer, partition, offset, leg |
 | `decisions` | one decision, and what was asked | `sink_decisions`: customer, partition, offset, number |
 | `usage` | what one event or settled call added to an hour | `sink_usage_deltas`: customer, partition, offset, number |
-| `usage_hourly` | a meter's total in an hour, for one set of dimensions | `sink_usage`: customer, meter, hour, scope |
+| `usage_hourly` | a meter's total in an hour, by dimensions | `sink_usage`: customer, meter, hour, scope, since |
 | `balances` | a grant, or a pool itself (`grant` = '') | `sink_balances`: customer, kind, id |
 | `alerts` | a threshold of a budget reached for the first time in its period | `sink_alerts`: as decisions |
 
@@ -141,6 +141,9 @@ USAGE_DELTAS: Final = Table(
     "ReplacingMergeTree PARTITION BY toYYYYMM(at) ORDER BY (customer, partition, offset, number)",
 )
 
+#: An hour that was closed may have several rows, told apart by `since`; `aggregation` says how they make one.
+_LATER: Final = {"since": INTEGER, "aggregation": WORD, "latest_at": INTEGER}
+_HOUR_KEY: Final = "(customer, meter, hour, scope, since)"
 USAGE: Final = Table(
     "sink_usage",
     {
@@ -153,8 +156,9 @@ USAGE: Final = Table(
         "late_events": INTEGER,
         "scope": STRING,
         "version": "UInt64",
+        **_LATER,
     },
-    "ReplacingMergeTree(version) ORDER BY (customer, meter, hour, scope)",
+    f"ReplacingMergeTree(version) ORDER BY {_HOUR_KEY}",
 )
 
 BALANCES: Final = Table(
@@ -221,6 +225,16 @@ VERSIONS: Final = (
         *(f"ALTER TABLE {DECISIONS.name} ADD COLUMN IF NOT EXISTS `{n}` {type}" for n, type in _ASKED.items()),
     ),
     (ALERTS.ddl,),
+    (
+        f"ALTER TABLE {USAGE.name} "
+        + "".join(f"ADD COLUMN IF NOT EXISTS `{n}` {type}, " for n, type in _LATER.items())
+        + f"MODIFY ORDER BY {_HOUR_KEY}",
+    ),
+)
+
+_HOUR_TOTAL = (
+    "multiIf(max(u.aggregation) = 'min', min(u.quantity), max(u.aggregation) = 'max', max(u.quantity), "
+    "max(u.aggregation) = 'latest', argMax(u.quantity, (u.latest_at, u.version)), sum(u.quantity))"
 )
 
 #: Made anew at each start: a view holds nothing.
@@ -229,7 +243,9 @@ VIEWS: Final = (
     f"CREATE OR REPLACE VIEW decisions AS SELECT * FROM {DECISIONS.name} FINAL",
     f"CREATE OR REPLACE VIEW usage AS SELECT * FROM {USAGE_DELTAS.name} FINAL",
     "CREATE OR REPLACE VIEW usage_hourly AS "
-    f"SELECT customer, meter, dimensions, hour, quantity, events, late_events FROM {USAGE.name} FINAL",
+    f"SELECT u.customer AS customer, u.meter AS meter, any(u.dimensions) AS dimensions, u.hour AS hour, "
+    f"{_HOUR_TOTAL} AS quantity, sum(u.events) AS events, sum(u.late_events) AS late_events "
+    f"FROM {USAGE.name} AS u FINAL GROUP BY u.customer, u.meter, u.hour, u.scope",
     "CREATE OR REPLACE VIEW balances AS "
     "SELECT customer, pool, if(kind = 'grant', id, '') AS grant, balance, held, overage, "
     "amount, category, priority, effective_at, expires_at, active "

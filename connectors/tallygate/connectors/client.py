@@ -10,7 +10,12 @@ raised. Where a denial is to be looked at, ask for the answer: `answer = await c
 
 Amounts are ints, decimal strings or Decimals; a float raises TypeError. A call repeats itself with the same id until
 it is answered or its `timeout` (seconds; the client's unless given) is over, and then raises `NoAnswer`. A request that
-is wrong in itself raises `RefusedRequest`. `TallygateSync` has the same calls for programs without asyncio.
+is wrong in itself raises `RefusedRequest`.
+
+Work that needs no permission is reported afterwards, by the thousand: `await client.usage("acme", "llm.call",
+{"output_tokens": 812})` returns at once, and the events go out in batches.
+
+`TallygateSync` has the same calls for programs without asyncio.
 """
 
 from tallygate.connectors.client_async import Tallygate
@@ -22,6 +27,7 @@ from tallygate.connectors.client_errors import (
     NotConnected,
     RefusedRequest,
     TallygateError,
+    UsageLost,
 )
 from tallygate.connectors.client_holds import Hold, Reservation
 from tallygate.connectors.client_sync import HoldSync, TallygateSync
@@ -41,4 +47,5 @@ __all__ = [
     "Tallygate",
     "TallygateError",
     "TallygateSync",
+    "UsageLost",
 ]

@@ -1,7 +1,9 @@
 """The client for asyncio: requests built, sent, and their answers sorted into values and exceptions."""
 
+import asyncio
 import random
 from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
 
@@ -10,6 +12,14 @@ from tallygate.connectors.client_content import Amount, amounts, exact, id_of, i
 from tallygate.connectors.client_errors import Denied, RefusedRequest
 from tallygate.connectors.client_holds import Reservation
 from tallygate.connectors.client_transport import Transport
+from tallygate.connectors.client_usage import (
+    BUFFER_EVENTS_DEFAULT,
+    LINGER_SECONDS_DEFAULT,
+    UsageBuffer,
+    event_of,
+    no_room,
+)
+from tallygate.connectors.usage_batches import Value
 from tallygate.schemas.answers import Answer, Statement
 from tallygate.schemas.reasons import DENIALS, Refused
 from tallygate.schemas.requests import (
@@ -34,7 +44,8 @@ class Tallygate(Administration):
 
     `brokers` are Kafka's addresses, `service` names the reply topic (`tallygate topics --service NAME` declares it) and
     `kafka` adds settings of librdkafka, e.g. `{"security.protocol": "SASL_SSL", ...}`. More than `in_flight_max` calls
-    at once wait for each other, within their time-outs.
+    at once wait for each other, within their time-outs. A usage event waits `usage_linger` seconds for others to go
+    with; `usage_buffer` of them may wait or be on their way.
     """
 
     def __init__(
@@ -45,9 +56,12 @@ class Tallygate(Administration):
         timeout: float = TIMEOUT_SECONDS_DEFAULT,
         in_flight_max: int = IN_FLIGHT_MAX_DEFAULT,
         kafka: Mapping[str, str] | None = None,
+        usage_linger: float = LINGER_SECONDS_DEFAULT,
+        usage_buffer: int = BUFFER_EVENTS_DEFAULT,
     ) -> None:
         self._timeout = timeout
         self._transport = Transport(brokers, service, in_flight_max, kafka or {})
+        self._usage = UsageBuffer({**(kafka or {}), "bootstrap.servers": brokers}, service, usage_linger, usage_buffer)
         self._random = random.Random()  # seeded by the system
 
     async def start(self) -> Self:
@@ -56,8 +70,14 @@ class Tallygate(Administration):
         return self
 
     async def close(self) -> None:
-        """Ends the connections; calls in flight raise ClientClosed."""
-        await self._transport.close()
+        """Sends the usage events that wait, and ends the connections; calls in flight raise ClientClosed.
+
+        Raises UsageLost for usage events that the broker does not confirm within the client's time-out.
+        """
+        try:
+            await asyncio.to_thread(self._usage.close, self._timeout)
+        finally:
+            await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -194,6 +214,34 @@ class Tallygate(Administration):
         if answer.statement is None:
             raise Denied(answer)
         return answer.statement
+
+    async def usage(
+        self,
+        customer: str,
+        type: str,
+        data: Mapping[str, Value | None],
+        *,
+        time: datetime | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Report one fact of consumption: buffered, sent in a batch with others, counted once.
+
+        `data` holds quantities (int or Decimal) and dimensions (str, bool), None is left out; `time` is when it
+        happened, else when it arrives. Returns as soon as it is buffered: `flush` waits for the broker. Where the
+        buffer is full it waits for room, and raises UsageLost when there is none within `timeout` seconds.
+        """
+        event = event_of(customer, type, data, time)
+        within = self._timeout if timeout is None else timeout
+        if not self._usage.started:
+            await asyncio.to_thread(self._usage.start, within)
+        while not self._usage.add(event):
+            if not await asyncio.to_thread(self._usage.wait_for_room, within):
+                raise no_room(within)
+
+    async def flush(self, *, timeout: float | None = None) -> None:
+        """Returns when the broker has every usage event so far; raises UsageLost for those that it did not confirm."""
+        if self._usage.started:
+            await asyncio.to_thread(self._usage.flush, self._timeout if timeout is None else timeout)
 
     async def ask(self, request: Request, *, timeout: float | None = None) -> Answer:
         """The answer to any request of `tallygate.schemas.requests`. Raises RefusedRequest, NoAnswer, ClientClosed."""

@@ -7,7 +7,7 @@ would begin without one (`async with client.reserve(...)`). A refusal is always 
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.reasons import Reason
 
-__all__ = ["ClientClosed", "Denied", "NoAnswer", "NotConnected", "RefusedRequest", "TallygateError"]
+__all__ = ["ClientClosed", "Denied", "NoAnswer", "NotConnected", "RefusedRequest", "TallygateError", "UsageLost"]
 
 
 class TallygateError(Exception):
@@ -33,6 +33,14 @@ class NoAnswer(TallygateError):
         self.op = op
         self.id = id
         self.customer = customer
+
+
+class UsageLost(TallygateError):
+    """Usage events that the broker did not confirm, or that found no room: `events` of them."""
+
+    def __init__(self, message: str, *, events: int) -> None:
+        super().__init__(message)
+        self.events = events
 
 
 class RefusedRequest(TallygateError, ValueError):

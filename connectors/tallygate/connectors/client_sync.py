@@ -5,12 +5,15 @@ import concurrent.futures
 import functools
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tallygate.connectors.client_async import IN_FLIGHT_MAX_DEFAULT, TIMEOUT_SECONDS_DEFAULT, Tallygate
 from tallygate.connectors.client_errors import ClientClosed, Denied
 from tallygate.connectors.client_holds import Hold, Reservation
+from tallygate.connectors.client_usage import BUFFER_EVENTS_DEFAULT, LINGER_SECONDS_DEFAULT, event_of, no_room
+from tallygate.connectors.usage_batches import Value
 from tallygate.schemas.reasons import Reason
 
 P = ParamSpec("P")
@@ -93,8 +96,19 @@ class TallygateSync:
         timeout: float = TIMEOUT_SECONDS_DEFAULT,
         in_flight_max: int = IN_FLIGHT_MAX_DEFAULT,
         kafka: Mapping[str, str] | None = None,
+        usage_linger: float = LINGER_SECONDS_DEFAULT,
+        usage_buffer: int = BUFFER_EVENTS_DEFAULT,
     ) -> None:
-        self._inner = Tallygate(brokers, service=service, timeout=timeout, in_flight_max=in_flight_max, kafka=kafka)
+        self._timeout = timeout
+        self._inner = Tallygate(
+            brokers,
+            service=service,
+            timeout=timeout,
+            in_flight_max=in_flight_max,
+            kafka=kafka,
+            usage_linger=usage_linger,
+            usage_buffer=usage_buffer,
+        )
         self._lock = threading.Lock()  # no call slips in behind the end of the loop
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -115,17 +129,27 @@ class TallygateSync:
         return self
 
     def close(self) -> None:
-        """Ends the connections; calls in flight raise ClientClosed. Twice is once."""
+        """Sends the usage events that wait and ends the connections; calls in flight raise ClientClosed. Twice is once.
+
+        Raises UsageLost for usage events that the broker does not confirm within the client's time-out.
+        """
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is None:
             return
-        asyncio.run_coroutine_threadsafe(self._wind_down(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
+        try:
+            asyncio.run_coroutine_threadsafe(self._wind_down(), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
 
     async def _wind_down(self) -> None:
-        await self._inner.close()
+        try:
+            await self._inner.close()
+        finally:
+            await self._others()
+
+    async def _others(self) -> None:
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
 
@@ -150,6 +174,29 @@ class TallygateSync:
     set_rate_limit = _blocking(Tallygate.set_rate_limit)
     subscribe = _blocking(Tallygate.subscribe)
     set_customer = _blocking(Tallygate.set_customer)
+
+    flush = _blocking(Tallygate.flush)
+
+    def usage(
+        self,
+        customer: str,
+        type: str,
+        data: Mapping[str, Value | None],
+        *,
+        time: datetime | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """As `Tallygate.usage`; blocks where the buffer is full. What waits is sent when the program ends, too."""
+        if self._loop is None:
+            raise ClientClosed("the client is not running: use it in a with block")
+        event = event_of(customer, type, data, time)
+        within = self._timeout if timeout is None else timeout
+        buffer = self._inner._usage
+        if not buffer.started:
+            buffer.start(within)
+        while not buffer.add(event):
+            if not buffer.wait_for_room(within):
+                raise no_room(within)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         with self._lock:

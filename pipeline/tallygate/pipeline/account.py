@@ -6,6 +6,7 @@ changes: rows, postings, decisions, usage, ids seen. Nothing reaches the account
 
 from typing import Final, Generic, TypeVar
 
+from tallygate.pipeline.hours import Hours
 from tallygate.pipeline.transition import Rows
 from tallygate.schemas.journal import (
     AccountRow,
@@ -158,6 +159,7 @@ class AccountDraft:
         "due_at",
         "grants",
         "holds",
+        "hours",
         "pools",
         "postings",
         "rate_limits",
@@ -169,8 +171,9 @@ class AccountDraft:
         "values",
     )
 
-    def __init__(self, account: Account, rows: Rows) -> None:
+    def __init__(self, account: Account, rows: Rows, hours: Hours) -> None:
         self.account = account
+        self.hours = hours
         self.customer = account.customer
         self._rows = rows
         self.row = account.row
@@ -246,9 +249,13 @@ class AccountDraft:
 
     def usage_row(self, id: str) -> UsageRow | None:
         """An hour of usage; the account does not load its history, so it may have to come from the table."""
-        row = self.usage.get(id)
+        row = self.usage.changes.get(id)
         if row is None:
-            value = self._rows.get(row_key(self.customer, "usage", id))
+            key = row_key(self.customer, "usage", id)
+            if key in self.hours.ended:
+                return None
+            row = self.usage.base.get(id)
+            value = self._rows.get(key) if row is None else None
             if value is not None:
                 found = decode_record(value)
                 assert isinstance(found, UsageRow)
@@ -258,6 +265,15 @@ class AccountDraft:
     def has_value(self, id: str) -> bool:
         """Whether a `unique` meter has met this value."""
         return self.values.get(id) is not None or self._rows.get(row_key(self.customer, "value", id)) is not None
+
+    def usage_hour(self, id: str, meter: str, hour: int, dimensions: dict[str, str], aggregation: str) -> UsageRow:
+        """The row of an hour, or a new one. Of a closed hour it stands beside the one that has ended."""
+        row = self.usage_row(id)
+        if row is not None:
+            return row
+        if not self.hours.is_closed(hour):
+            return UsageRow(meter, hour, dimensions)
+        return UsageRow(meter, hour, dimensions, since=self.hours.stream_at, aggregation=aggregation)
 
     def cause(self, cause: Cause) -> int:
         """The index of the input that what follows is due to."""

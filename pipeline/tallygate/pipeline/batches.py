@@ -7,6 +7,8 @@ partition row says how far, so that whoever takes over goes on exactly there.
 
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from tallygate.pipeline import budgets, entitlements, holds
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.draft import Draft
@@ -19,7 +21,6 @@ from tallygate.schemas.journal import (
     Cause,
     ProducerRow,
     UsageDelta,
-    UsageRow,
     UsageRun,
     decode_record,
     producer_of,
@@ -148,14 +149,12 @@ def _record(account: AccountDraft, group: Group, use: Use, figure: Figure, cause
     """Take a figure into its hour; returns what it adds to the bill."""
     combination = group.combination
     late = figure.events if group.late else 0
-    before = account.usage_row(use.row_id)
-    if before is None:
-        before = UsageRow(use.meter.name, combination.hour, use.kept)
+    before = account.usage_hour(use.row_id, use.meter.name, combination.hour, use.kept, use.meter.aggregation)
     added, total, latest_at = figure.quantity_nanos, before.quantity_nanos + figure.quantity_nanos, before.latest_at
     if use.meter.aggregation not in ("sum", "count"):
         total, added, latest_at = add_figure(account, use.meter, before, use.row_id, figure)
     events, late_events = before.events + figure.events, before.late_events + late
-    row = UsageRow(before.meter, before.hour, before.dimensions, total, events, late_events, latest_at)
+    row = replace(before, quantity_nanos=total, events=events, late_events=late_events, latest_at=latest_at)
     account.usage.put(use.row_id, row)
     delta = UsageDelta(row.meter, row.hour, row.dimensions, figure.quantity_nanos, figure.events, late, cause)
     account.deltas.append(delta)

@@ -9,17 +9,19 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tallygate.pipeline import batches, commands, grants, holds, reservations, usage
+from tallygate.pipeline import batches, commands, grants, holds, hours, reservations, usage
 from tallygate.pipeline.account import FOREVER, AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.gathering import Gathering, Member
 from tallygate.pipeline.memory import encode_memory
 from tallygate.pipeline.replay import (
+    OF_HOURS,
     Write,
     counted_writes,
     due_customer,
     due_instant,
     due_range,
+    hour_write,
     seen_write,
     table_writes,
 )
@@ -47,6 +49,7 @@ from tallygate.schemas.journal import (
     entry_key,
     producer_key,
     row_key,
+    split_key,
 )
 from tallygate.schemas.reasons import Refused
 
@@ -80,7 +83,7 @@ def decide(
                 _refused(draft, each)
                 reads_only = False
             case Tick():
-                draft.stream_at = max(draft.stream_at, each.at)
+                draft.move_on(each.at)
                 _count_all(draft)
                 _tick(draft)
                 reads_only = False
@@ -122,6 +125,7 @@ def _tick(draft: Draft) -> None:
         if account.row is not None and account.row.due_at != due_instant(key):
             # The table was resumed and did not see every move of the account: compaction had taken some by then.
             account.row = replace(account.row, was_due_at=due_instant(key))
+    hours.end_closed(draft)
     batches.forget_idle(draft)
 
 
@@ -217,6 +221,10 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
     for producer, at in draft.producers.items():
         records.append((producer_key(producer), None if at is None else encode_record(at)))
         writes += table_writes(*records[-1])
+    ended = _ended(draft)
+    for key in ended:
+        records.append((key, None))
+        writes += table_writes(key, None)
     row = PartitionRow(draft.applied, draft.stream_at, draft.tariff.version, draft.run)
     records.append((PARTITION_KEY, encode_record(row)))
     writes.append(records[-1])
@@ -230,7 +238,19 @@ def _finish(draft: Draft, reads_only: bool) -> Transition:
         row=row,
         writes=tuple(writes),
         drafts=accounts,
+        ended=ended,
     )
+
+
+def _ended(draft: Draft) -> tuple[bytes, ...]:
+    """The rows of closed hours that go. Where a later one has taken the place of a usage row, that one is written."""
+    found = []
+    for key in draft.hours.ended:
+        customer, kind, id = split_key(key)
+        account = draft.accounts.get(customer)
+        if account is None or kind != "usage" or id not in account.usage.changes:
+            found.append(key)
+    return tuple(found)
 
 
 def _file_due(account: AccountDraft, stream_at: int) -> None:
@@ -246,19 +266,22 @@ def _file_due(account: AccountDraft, stream_at: int) -> None:
 
 def _write(account: AccountDraft, draft: Draft, records: list[Write], writes: list[Write]) -> None:
     """Add an account's journal records, and what they come to in the local table."""
-    customer, begin = account.customer, len(records)
+    customer = account.customer
     if account.row is not account.account.row:
         assert isinstance(account.row, AccountRow)
         records.append((row_key(customer, "account"), encode_record(account.row)))
         writes += table_writes(*records[-1])
-        begin = len(records)
     for kind, table in account.tables():
         for id, row in table.changes.items():
             if row is not None:
                 records.append((row_key(customer, kind, id), encode_record(row)))
             elif id in table.base:
                 records.append((row_key(customer, kind, id), None))
-    writes += records[begin:]
+            else:
+                continue
+            writes.append(records[-1])
+            if kind in OF_HOURS:
+                writes.append(hour_write(*records[-1]))
     entry = _entry(account, draft)
     if entry is not None:
         records.append((entry_key(customer), encode_record(entry)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tallygate.pipeline.account import AccountDraft
+from tallygate.pipeline.hours import Hours
 from tallygate.pipeline.memory import digest, encode_memory, one_of
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState, remembered_at
@@ -31,6 +32,7 @@ class Draft:
         self.tariff = tariff
         self.rules = rules
         self.stream_at = state.row.stream_at
+        self.hours = Hours(rules, self.stream_at)
         self.applied = dict(state.row.applied)
         self.run = state.row.run
         self.accounts: dict[str, AccountDraft] = {}
@@ -50,7 +52,11 @@ class Draft:
         """Take note of an input's record: its offset, and its instant, which may move stream time on."""
         assert source.offset > self.applied.get(source.topic, -1), f"{source} is applied already"
         self.applied[source.topic] = source.offset
-        self.stream_at = max(self.stream_at, source.at)
+        self.move_on(source.at)
+
+    def move_on(self, at: int) -> None:
+        """Stream time moves to this instant, or stays where it is later."""
+        self.stream_at = self.hours.stream_at = max(self.stream_at, at)
 
     def look_up(self, inputs: Sequence[Input]) -> None:
         """Asks the local table once which ids of all these usage events are known."""
@@ -72,7 +78,7 @@ class Draft:
     def account(self, customer: str) -> AccountDraft:
         draft = self.accounts.get(customer)
         if draft is None:
-            draft = self.accounts[customer] = AccountDraft(self.state.account(customer), self.state.rows)
+            draft = self.accounts[customer] = AccountDraft(self.state.account(customer), self.state.rows, self.hours)
         return draft
 
     def seen(self, digest: bytes) -> bytes | None:

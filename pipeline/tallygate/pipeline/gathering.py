@@ -247,20 +247,19 @@ class _Counting:
             meter, (kept, text) = group.shape.kind.meters[place], group.shape.kept[place]
             total = group.totals[meter.name]
             id = usage_id_of(meter.name, group.hour, text)
-            row = account.usage_row(id)
+            row = account.usage_hour(id, meter.name, group.hour, kept, meter.aggregation)
             late_events = count if late else 0
-            if row is None:
-                after = UsageRow(meter.name, group.hour, kept, total, count, late_events)
-            else:
-                after = UsageRow(
-                    meter.name,
-                    group.hour,
-                    kept,
-                    row.quantity_nanos + total,
-                    row.events + count,
-                    row.late_events + late_events,
-                    row.latest_at,
-                )
+            after = UsageRow(
+                meter.name,
+                group.hour,
+                kept,
+                row.quantity_nanos + total,
+                row.events + count,
+                row.late_events + late_events,
+                row.latest_at,
+                row.since,
+                row.aggregation,
+            )
             account.usage.put(id, after)
             account.deltas.append(UsageDelta(meter.name, group.hour, kept, total, count, late_events, cause))
 

@@ -142,13 +142,15 @@ def record(
     hour = at - at % HOUR_MS
     billed: dict[str, int] = {}
     for name, quantity, meter, kept, id in _hours(tariff, quantities, dimensions, hour):
-        row = draft.usage_row(id) or UsageRow(name, hour, kept)
+        row = draft.usage_hour(id, name, hour, kept, meter.aggregation if meter else "sum")
         added, total, latest_at = quantity, row.quantity_nanos + quantity, row.latest_at
         if meter is not None and meter.aggregation not in _ADDITIVE:
             total, added = _aggregated(draft, meter, row, id, quantity, at, (values or {}).get(name, ""))
             latest_at = max(latest_at, at) if meter.aggregation == "latest" else 0
         late_events = row.late_events + late
-        draft.usage.put(id, UsageRow(name, hour, kept, total, row.events + 1, late_events, latest_at))
+        draft.usage.put(
+            id, UsageRow(name, hour, kept, total, row.events + 1, late_events, latest_at, row.since, row.aggregation)
+        )
         draft.deltas.append(UsageDelta(name, hour, kept, quantity, 1, int(late), cause))
         billed[name] = added
     return billed
@@ -175,16 +177,16 @@ def _aggregated(
     draft: AccountDraft, meter: Meter, row: UsageRow, id: str, quantity: int, at: int, value: str
 ) -> tuple[int, int]:
     """The hour's quantity with one more value, and what that adds to the bill."""
-    before = row.quantity_nanos
+    before, closed = row.quantity_nanos, draft.hours.is_closed(row.hour)
     match meter.aggregation:
         case "min":
             return (min(before, quantity) if row.events else quantity), 0
         case "max":
-            return max(before, quantity), max(0, quantity - before)
+            return max(before, quantity), 0 if closed else max(0, quantity - before)
         case "latest":
             return (quantity if at >= row.latest_at else before), 0
         case "unique":
-            new = _is_new(draft, id, value, at)
+            new = 0 if closed else _is_new(draft, id, value, at)
             return before + new, new
         case other:
             raise AssertionError(f"no such aggregation: {other}")
@@ -202,7 +204,8 @@ def _is_new(draft: AccountDraft, id: str, value: str, at: int) -> int:
 def add_figure(draft: AccountDraft, meter: Meter, row: UsageRow, id: str, figure: Figure) -> tuple[int, int, int]:
     """The hour's quantity with a whole group's, what that adds to the bill, and the instant of the latest value."""
     if meter.aggregation == "unique":
-        new = sum(_is_new(draft, id, value, figure.at) for value in figure.values)
+        closed = draft.hours.is_closed(row.hour)
+        new = 0 if closed else sum(_is_new(draft, id, value, figure.at) for value in figure.values)
         return row.quantity_nanos + new, new, 0
     total, added = _aggregated(draft, meter, row, id, figure.quantity_nanos, figure.at, "")
     return total, added, max(row.latest_at, figure.at) if meter.aggregation == "latest" else 0
@@ -220,11 +223,13 @@ def unrecord(
     """Take an event's quantities out of its hour again: of sums and counts, the others cannot be undone."""
     hour = at - at % HOUR_MS
     for name, quantity, meter, kept, id in _hours(tariff, quantities, dimensions, hour):
-        row = draft.usage_row(id)
-        if row is None or meter is None or meter.aggregation not in _ADDITIVE:
+        if meter is None or meter.aggregation not in _ADDITIVE:
             continue
-        left = max(0, row.quantity_nanos - quantity)
-        late_events = max(0, row.late_events - late)
-        events = max(0, row.events - 1)
+        if draft.usage_row(id) is None and not draft.hours.is_closed(hour):
+            continue  # counted under other dimensions of the meter
+        row = draft.usage_hour(id, name, hour, kept, meter.aggregation)
+        left, events, late_events = row.quantity_nanos - quantity, row.events - 1, row.late_events - late
+        if not row.since:
+            left, events, late_events = max(0, left), max(0, events), max(0, late_events)
         draft.usage.put(id, replace(row, quantity_nanos=left, events=events, late_events=late_events))
         draft.deltas.append(UsageDelta(name, hour, kept, -quantity, -1, -int(late), cause))

@@ -21,11 +21,10 @@ import msgspec
 from msgspec.structs import replace
 
 from tallygate.pipeline.simulation import Simulation, Step
-from tallygate.pipeline.usage import VOIDED
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.answers import LimitState
 from tallygate.schemas.catalog import CREDITS_UNIT, Catalog, Meter
-from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.events import VOIDED, UsageEvent
 from tallygate.schemas.instants import HOUR_MS, to_datetime
 from tallygate.schemas.journal import DecisionRecord, scope_text
 from tallygate.schemas.reasons import DENIALS, Reason

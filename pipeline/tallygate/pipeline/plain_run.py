@@ -8,7 +8,9 @@ from msgspec.structs import replace
 from tallygate.pipeline import grants, holds
 from tallygate.pipeline.account import FOREVER, Account, AccountDraft
 from tallygate.pipeline.credits import Shares, active_grants, spendable
+from tallygate.pipeline.hours import Hours
 from tallygate.pipeline.rows import MemoryRows
+from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.scenario import Scenario, ScenarioGrant, ScenarioOp
 from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.waterfall import Ask, gate
@@ -64,7 +66,7 @@ class _Run:
         self._greatest = (0, 0)
         self._resets = list(scenario.resets)
         self._ended: dict[str, _Ended] = {}
-        self._draft = AccountDraft(Account("scenario"), MemoryRows())
+        self._draft = AccountDraft(Account("scenario"), MemoryRows(), Hours(Rules(), 0))
         self._draft.know(start.at)
         self._draft.pools.put(
             POOL, PoolRow(POOL, start.overage_nanos, 0, start.usage_nanos, start.grant_usage_nanos, start.at)

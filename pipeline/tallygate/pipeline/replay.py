@@ -1,7 +1,8 @@
 """From accepted journal records to the local table: the one reading of the journal that recovery and work share.
 
 Rows go in as they are. An entry is not kept, but the ids it has seen are, under `␀seen␀ day digest`; an account row
-also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`.
+also files its customer under the instant at which stream time next changes it, `␀due␀ instant customer`, and what
+belongs to an hour of usage is filed under that hour, `␀hour␀ hour key`, so that it is found when the hour is closed.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ Write = tuple[bytes, bytes | None]
 
 #: What is remembered of an event that was counted with others begins so; the digest of their first, and its number.
 SHARED: Final = b"@"
+#: The kinds of rows that belong to an hour; it stands in their ids behind the meter.
+OF_HOURS: Final = ("usage", "value")
 
 
 class _Ids(msgspec.Struct):
@@ -41,7 +44,9 @@ _due = msgspec.json.Decoder(_Due).decode
 _SEEN = b"\0seen\0"
 _GROUP = b"\0"
 _DUE = b"\0due\0"
+_HOUR = b"\0hour\0"
 _ENTRY = ENTRY_KIND.encode()
+_OF_HOURS = frozenset(kind.encode() for kind in OF_HOURS)
 
 
 def table_writes(key: bytes, value: bytes | None) -> Sequence[Write]:
@@ -56,6 +61,8 @@ def table_writes(key: bytes, value: bytes | None) -> Sequence[Write]:
         return () if value is None else _seen_writes(value)
     if kind == b"account" and value is not None:
         return [(key, value), *_due_writes(customer, value)]
+    if kind in _OF_HOURS:
+        return ((key, value), hour_write(key, value))
     return ((key, value),)
 
 
@@ -122,3 +129,22 @@ def due_instant(key: bytes) -> int:
 
 def due_customer(key: bytes) -> str:
     return key[len(_DUE) + 8 :].decode()
+
+
+def hour_write(key: bytes, value: bytes | None) -> Write:
+    """How a row that belongs to an hour is filed under it, and not any more when it is deleted.
+
+    An event may claim any time; hours before 1970 need no order among themselves.
+    """
+    hour = int(key.split(b"\0", 4)[3])
+    return _HOUR + max(0, hour).to_bytes(8, "big") + key, None if value is None else b""
+
+
+def hour_range(before: int) -> tuple[bytes, bytes]:
+    """The range of table keys of what belongs to hours that start before this instant."""
+    return _HOUR, _HOUR + max(0, before).to_bytes(8, "big")
+
+
+def of_hour(key: bytes) -> bytes:
+    """The key of the row that is filed so."""
+    return key[len(_HOUR) + 8 :]

@@ -11,7 +11,14 @@ from tallygate.pipeline.transition import Rows, Transition
 from tallygate.pipeline.weighing import Scales
 from tallygate.schemas.catalog import EMPTY, Catalog
 from tallygate.schemas.instants import DAY_MS
-from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, ProducerRow, decode_record, producer_key
+from tallygate.schemas.journal import (
+    PARTITION_KEY,
+    PartitionRow,
+    ProducerRow,
+    decode_record,
+    producer_key,
+    split_key,
+)
 
 ACCOUNTS_CACHED_MAX: Final = 100_000
 
@@ -97,6 +104,10 @@ class PartitionState:
             account = draft.commit()
             self._accounts.pop(account.customer, None)
             self._accounts[account.customer] = account
+        for key in transition.ended:
+            customer, kind, id = split_key(key)
+            if (cached := self._accounts.get(customer)) is not None:
+                (cached.usage if kind == "usage" else cached.values).pop(id, None)
         if transition.row is not None:
             self.row = transition.row
         while len(self._accounts) > self._accounts_max:

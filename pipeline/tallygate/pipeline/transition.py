@@ -138,7 +138,7 @@ class Transition(msgspec.Struct, frozen=True):
 
     `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
     where nothing changes, and then the replies may go out at once. `events` were counted, `duplicates` known already;
-    `row` and `drafts` are what `PartitionState.commit` puts in force.
+    `ended` are the keys of rows of closed hours; it, `row` and `drafts` are what `PartitionState.commit` puts in force.
     `writes` is what `replay.table_writes` makes of the records, for the one who knows them already.
     """
 
@@ -151,3 +151,4 @@ class Transition(msgspec.Struct, frozen=True):
     row: PartitionRow | None = None
     writes: tuple[tuple[bytes, bytes | None], ...] = ()
     drafts: tuple["AccountDraft", ...] = ()
+    ended: tuple[bytes, ...] = ()

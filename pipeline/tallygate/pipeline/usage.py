@@ -3,8 +3,6 @@
 An event is priced by the rate card of its own time and burnt at stream time: the ledger never rewrites the past.
 """
 
-from typing import Final
-
 import msgspec
 from msgspec.structs import replace
 
@@ -19,13 +17,10 @@ from tallygate.pipeline.metering import Measured, measure, record
 from tallygate.pipeline.transition import Source
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.catalog import Feature
-from tallygate.schemas.events import UsageEvent
+from tallygate.schemas.events import CORRECTIONS, VOIDED, UsageEvent
 from tallygate.schemas.instants import format_instant
 from tallygate.schemas.journal import Cause, HeldShare
 from tallygate.schemas.reasons import Reason, Refused
-
-VOIDED: Final = "tallygate.usage.voided"
-CORRECTED: Final = "tallygate.usage.corrected"
 
 
 class Correction(msgspec.Struct, frozen=True, gc=False):
@@ -48,7 +43,7 @@ def read(draft: Draft, events: tuple[UsageEvent, ...], source: Source) -> list[M
     found: list[Measured | Correction] = []
     earlier: dict[bytes, _Known] = {}
     for event in events:
-        if event.type in (VOIDED, CORRECTED):
+        if event.type in CORRECTIONS:
             found.append(_correction(draft, event, earlier))
             continue
         measured = measure(draft.tariff, event, source.at)
@@ -82,7 +77,7 @@ def _correction(draft: Draft, event: UsageEvent, earlier: dict[bytes, _Known]) -
     data = event.data.get("data")
     if not isinstance(data, dict):
         raise Refused(Reason.MALFORMED, f"{event.type} has the right data under `data`")
-    if before.type in (VOIDED, CORRECTED):
+    if before.type in CORRECTIONS:
         raise Refused(Reason.EVENT_UNKNOWN, f"{named[:80]!r} of {source[:80]!r} is itself a correction")
     corrected = replace(event, type=before.type, data=data, time=None)
     return Correction(event, id, measure(draft.tariff, corrected, before.at))

@@ -30,6 +30,11 @@ BATCH: Final = b"application/cloudevents-batch+json"
 BATCH_EVENTS_MAX: Final = 10_000
 ID_MAX: Final = 512
 
+#: Types of events that undo another, which they name by its source and id.
+VOIDED: Final = "tallygate.usage.voided"
+CORRECTED: Final = "tallygate.usage.corrected"
+CORRECTIONS: Final = (VOIDED, CORRECTED)
+
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One fact of consumption. `(source, id)` identifies it; `time` is when it happened (default: when it arrived)."""

@@ -170,7 +170,9 @@ class ScopeRow(_Row, frozen=True, tag="scope.v1"):
 class UsageRow(_Row, frozen=True, tag="usage.v1"):
     """One meter in one hour (`hour`: its start in ms, by event time) for one set of dimensions; absolute.
 
-    `quantity_nanos` is the sum, count, least, greatest, latest (of `latest_at`) or number of distinct values.
+    `quantity_nanos` is the sum, count, least, greatest, latest (of `latest_at`) or number of distinct values. A row
+    with `since` (stream time) holds what came after its hour was closed, beside what came before: `aggregation` says
+    how they make one. What is taken back there makes it negative.
     """
 
     meter: str
@@ -180,6 +182,8 @@ class UsageRow(_Row, frozen=True, tag="usage.v1"):
     events: int = 0
     late_events: int = 0
     latest_at: int = 0
+    since: int = 0
+    aggregation: str = ""
 
 
 class ValueRow(_Row, frozen=True, tag="value.v1"):

@@ -313,6 +313,8 @@ JOURNAL: Final = (
             events=1,
             late_events=1,
             latest_at=_AT + 250,
+            since=_AT + 691_200_000,
+            aggregation="latest",
         ),
         journal.UsageRow(meter="input_tokens", hour=_AT, dimensions={}),
     ),

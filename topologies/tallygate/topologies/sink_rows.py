@@ -184,6 +184,9 @@ class Batch:
             usage.late_events,
             scope_text(usage.dimensions),
             offset,
+            usage.since,
+            usage.aggregation,
+            usage.latest_at,
         )
 
     def _add_grant(self, customer: str, grant: GrantRow, offset: int) -> None:

@@ -1,0 +1,294 @@
+"""The client's usage events: buffered, sent in columnar batches a partition, each counted once.
+
+One thread makes the batches and hears what becomes of them, for asyncio programs and others alike. A batch carries
+this buffer's own name, its start as the epoch, and a number that rises; the name is never used again, so that what a
+restarted program sends is never taken for what it had sent before. librdkafka's idempotent producer keeps batches in
+order and repeats them until the broker has them.
+"""
+
+import atexit
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache, partial
+from typing import Any, Final
+
+import pyarrow as pa
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from tallygate.connectors.client_errors import ClientClosed, NotConnected, RefusedRequest, UsageLost
+from tallygate.connectors.usage_batches import BatchTooLarge, Event, Value, encode_batch
+from tallygate.schemas.events import CORRECTIONS
+from tallygate.schemas.instants import EPOCH, LATEST, from_datetime
+from tallygate.schemas.names import NAME_MAX, has_control
+from tallygate.schemas.partitions import partition_of
+from tallygate.schemas.reasons import Reason
+from tallygate.schemas.topics import USAGE
+from tallygate.schemas.usage_batch import COLUMNS_MAX, SUBJECT, TIME, TYPE, BatchId, batch_headers
+
+_log = logging.getLogger("tallygate.client")
+
+LINGER_SECONDS_DEFAULT: Final = 0.05
+BUFFER_EVENTS_DEFAULT: Final = 100_000
+#: More make a batch no cheaper for anybody.
+BATCH_EVENTS: Final = 1_000
+_ATTRIBUTES: Final = (SUBJECT, TYPE, TIME)
+_DIGITS_MAX: Final = 28
+_PRODUCER: Final[dict[str, Any]] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "linger.ms": 0,  # events have lingered here
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 64 * 1024,
+    "reconnect.backoff.max.ms": 1_000,
+    "log_level": 2,  # what matters comes through callbacks, once and in our words
+}
+
+
+class UsageBuffer:
+    """Takes events and sends them; for any number of threads.
+
+    At most `buffer_events` are held here until the broker has confirmed them: then `add` has no room. An event waits
+    `linger` seconds for others of its partition, or until they make a whole batch or the buffer is full.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        service: str,
+        linger: float = LINGER_SECONDS_DEFAULT,
+        buffer_events: int = BUFFER_EVENTS_DEFAULT,
+    ) -> None:
+        if buffer_events < 1:
+            raise ValueError(f"the buffer holds {buffer_events} events: at least one is needed")
+        self._config = dict(config)
+        self._name = f"{service}-{uuid.uuid4().hex[:16]}"
+        self._epoch = time.time_ns() // 1_000_000
+        self._sequences = itertools.count(1)
+        self._linger = linger
+        self._buffer_events = buffer_events
+        self._batch_events = min(BATCH_EVENTS, buffer_events)
+        self._changed = threading.Condition()  # guards all that follows
+        self._waiting: dict[int, list[Event]] = {}
+        self._since: dict[int, float] = {}
+        self._held = 0  # events waiting or on their way
+        self._added: dict[int, int] = {}  # by partition, in all
+        self._ended: dict[int, int] = {}
+        self._flushing = 0
+        self._lost = 0
+        self._why = ""
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def start(self, timeout: float) -> None:
+        """Connects, if that is not done; blocks. Raises NotConnected."""
+        with self._starting:
+            if self._thread is None:
+                self._start(timeout)
+
+    def _start(self, timeout: float) -> None:
+        try:
+            self._producer = Producer({**_PRODUCER, **self._config})
+            topic = self._producer.list_topics(timeout=timeout).topics.get(USAGE)
+        except (KafkaException, TypeError, ValueError) as error:
+            raise NotConnected(f"usage cannot be sent to {self._config.get('bootstrap.servers')}: {error}") from None
+        if topic is None:
+            raise NotConnected(f"topic {USAGE} is missing: declare it with `tallygate topics`")
+        partitions = len(topic.partitions)
+        self._partition_of = lru_cache(maxsize=100_000)(lambda customer: partition_of(customer, partitions))
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="tallygate-usage", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def add(self, event: Event) -> bool:
+        """Takes an event, or has no room for it."""
+        partition = self._partition_of(event[0])
+        with self._changed:
+            if self._closed:
+                raise ClientClosed("the client was closed: its usage events are sent")
+            if self._held >= self._buffer_events:
+                return False
+            self._held += 1
+            self._added[partition] = self._added.get(partition, 0) + 1
+            waiting = self._waiting.setdefault(partition, [])
+            waiting.append(event)
+            if len(waiting) == 1:
+                self._since[partition] = time.monotonic()
+            if len(waiting) in (1, self._batch_events) or self._held == self._buffer_events:
+                self._changed.notify_all()
+            return True
+
+    def wait_for_room(self, timeout: float) -> bool:
+        """Whether there is room within so many seconds; blocks."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._held < self._buffer_events or self._closed, timeout)
+
+    def flush(self, timeout: float) -> None:
+        """Returns when the broker has all that was added before. Raises UsageLost for what it did not confirm."""
+        with self._changed:
+            self._flushing += 1
+            self._changed.notify_all()
+            upto = dict(self._added)
+            sent = self._changed.wait_for(lambda: not self._behind(upto), timeout)
+            self._flushing -= 1
+            lost, self._lost = self._lost, 0
+            why, left = self._why, self._behind(upto)
+        if lost or not sent:
+            raise UsageLost(
+                f"{lost or left} usage events were not confirmed by the broker"
+                f"{f' ({why})' if why else ''}: they may or may not be counted"
+                f"{'' if lost else f'; it had {timeout:g} s, and is still tried'}",
+                events=lost or left,
+            )
+
+    def _behind(self, upto: Mapping[int, int]) -> int:
+        return sum(max(0, added - self._ended.get(partition, 0)) for partition, added in upto.items())
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Flushes and ends. Twice is once. Raises UsageLost."""
+        atexit.unregister(self.close)
+        if self._thread is None:
+            return
+        try:
+            self.flush(timeout)
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.join()
+            self._producer.purge()
+
+    # The thread
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                ready = self._ready()
+                if not ready and self._closed:
+                    return
+                if not ready and not self._flushing:
+                    self._changed.wait(self._linger if self._held else None)
+                    ready = self._ready()
+            for partition, events in ready:
+                self._send(partition, events)
+            self._producer.poll(0 if ready else min(self._linger, 0.01))
+
+    def _ready(self) -> list[tuple[int, list[Event]]]:
+        """What is to be sent now, in batches; taken out of what waits."""
+        now = time.monotonic()
+        everything = self._flushing or self._closed or self._held >= self._buffer_events
+        found = []
+        for partition, waiting in self._waiting.items():
+            due = everything or now - self._since[partition] >= self._linger
+            while waiting and (due or len(waiting) >= self._batch_events):
+                found.append((partition, waiting[: self._batch_events]))
+                del waiting[: self._batch_events]
+                self._since[partition] = now
+        return found
+
+    def _send(self, partition: int, events: list[Event]) -> None:
+        try:
+            value = encode_batch(events)
+        except BatchTooLarge as error:
+            if len(events) > 1:
+                half = len(events) // 2
+                self._send(partition, events[:half])
+                self._send(partition, events[half:])
+            else:
+                self._done(partition, 1, str(error))
+            return
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            self._done(partition, len(events), f"they cannot be encoded: {error}")
+            return
+        headers = batch_headers(BatchId(self._name, self._epoch, next(self._sequences)))
+        delivered = partial(self._delivered, partition, len(events))
+        while True:
+            try:
+                self._producer.produce(USAGE, value, partition=partition, headers=headers, on_delivery=delivered)
+                return
+            except BufferError:
+                self._producer.poll(0.01)
+            except KafkaException as error:  # the producer is in a state that it does not leave
+                self._done(partition, len(events), str(error.args[0].str()))
+                return
+
+    def _delivered(self, partition: int, events: int, error: KafkaError | None, message: Message) -> None:
+        self._done(partition, events, error.str() if error is not None else "")
+
+    def _done(self, partition: int, events: int, trouble: str) -> None:
+        with self._changed:
+            self._held -= events
+            self._ended[partition] = self._ended.get(partition, 0) + events
+            if trouble:
+                if not self._lost:
+                    _log.warning("usage events were not confirmed by the broker: %s", trouble)
+                self._lost += events
+                self._why = trouble
+            self._changed.notify_all()
+
+
+def event_of(customer: str, type: str, data: Mapping[str, Value | None], time: datetime | None) -> Event:
+    """An event, checked as far as that is possible without the catalog. Raises RefusedRequest, TypeError."""
+    for name, text in (("customer", customer), ("type", type)):
+        if not 0 < len(text) <= NAME_MAX or has_control(text):
+            raise RefusedRequest(Reason.MALFORMED, f"{name} is to be 1 to {NAME_MAX} characters, no controls")
+    if type in CORRECTIONS:
+        raise RefusedRequest(Reason.MALFORMED, f"{type} is sent as a single event, not in a batch")
+    at = None
+    if time is not None:
+        if time.tzinfo is None or not EPOCH <= time <= LATEST:
+            raise RefusedRequest(Reason.MALFORMED, "time needs an offset, and lies within the years 1970 to 9999")
+        at = from_datetime(time)
+    if len(data) > COLUMNS_MAX - len(_ATTRIBUTES):
+        raise RefusedRequest(Reason.TOO_LARGE, f"data has {len(data)} properties: at most {COLUMNS_MAX}")
+    return customer, type, at, {name: _checked(name, value) for name, value in data.items() if value is not None}
+
+
+def no_room(seconds: float) -> UsageLost:
+    return UsageLost(
+        f"a usage event found no room in the buffer within {seconds:g} s, and was not sent: is the broker there?",
+        events=1,
+    )
+
+
+def _checked(name: str, value: Value) -> Value:
+    if not 0 < len(name) <= NAME_MAX or name in _ATTRIBUTES:
+        raise RefusedRequest(Reason.MALFORMED, f"data cannot have a property {name[:80]!r} in a batch")
+    match value:
+        case bool():
+            return value
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise RefusedRequest(Reason.MALFORMED, f"data.{name} is no text in Unicode") from None
+            return value
+        case int():
+            if abs(value) >= 10**_DIGITS_MAX:
+                raise RefusedRequest(Reason.QUANTITY_INVALID, f"data.{name} is absurdly large")
+            return value
+        case Decimal():
+            exponent = value.as_tuple().exponent
+            if not isinstance(exponent, int) or exponent < -9 or (value and value.adjusted() >= _DIGITS_MAX):
+                raise RefusedRequest(
+                    Reason.QUANTITY_INVALID, f"data.{name} is {value}: at most 9 decimal places, and finite"
+                )
+            return value
+        case _:
+            raise TypeError(
+                f"data.{name} is {value!r} ({type(value).__name__}): properties are str, int, Decimal or bool; "
+                "a float does not hold decimal amounts exactly"
+            )
