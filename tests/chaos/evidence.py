@@ -19,7 +19,7 @@ from chaos.load import Record
 from chaos.supervised import Life
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.journal import Entry, PartitionRow, Row, decode_record
-from tallygate.schemas.topics import DEAD_LETTERS, JOURNAL, REQUESTS, USAGE, reply_topic
+from tallygate.schemas.topics import DEAD_LETTERS, DECISIONS, JOURNAL, REQUESTS, USAGE, reply_topic
 
 _SILENCE_SECONDS: Final = 30.0
 
@@ -93,6 +93,7 @@ class Evidence:
     dead_letters: list[Raw]
     input_ends: dict[tuple[str, int], int]
     books: list[Books]
+    published: list[Raw] = field(default_factory=list)  # the topic of decisions
     killed: list[Killed] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)  # what `tallygate ledger verify` found
     troubles: list[str] = field(
@@ -206,6 +207,7 @@ def read_kafka(brokers: str, partitions: int, service: str, record: Record) -> E
         list(topic_records(brokers, DEAD_LETTERS)),
         inputs,
         [],
+        list(topic_records(brokers, DECISIONS)),
     )
 
 

@@ -3,10 +3,11 @@
 Five numbers must be zero. *Lost*: an event or an answered request that the journal or ClickHouse does not hold, a
 poison record that is no dead letter. *Doubled*: one that counts more than once. *Overdraft*: a pool, budget or
 allowance of which more is consumed and held than there is, after any accepted entry, or one request id with two
-answers. *Unanswered*: a request without an answer. *Ledger mismatches*: journal, rows, ClickHouse and `ledger verify`
-say different things.
+answers. *Unanswered*: a request without an answer. *Ledger mismatches*: journal, rows, ClickHouse, what was
+published and `ledger verify` say different things.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from chaos.load import AGENT_LIMIT, CREDITS, SEARCHES_LIMIT
 from tallygate.schemas.journal import Entry, GrantRow, ScopeRow
 from tallygate.schemas.partitions import partition_of
 from tallygate.schemas.reasons import DENIALS
-from tallygate.schemas.topics import USAGE
+from tallygate.schemas.topics import HEADER_RECORD_ID, USAGE
 
 #: Requests that change nothing: asked twice, they may be answered differently.
 READS = frozenset({"check", "estimate", "balance", "unknown"})
@@ -51,6 +52,7 @@ def judge(evidence: Evidence) -> Findings:
     _events(evidence, ledger, findings)
     _inputs(evidence, ledger, findings)
     _dead_letters(evidence, findings)
+    _published(evidence, ledger, findings)
     ledger.compare_rows()
     for books in evidence.books:
         _books(evidence, books, ledger, findings)
@@ -302,6 +304,21 @@ def _dead_letters(evidence: Evidence, findings: Findings) -> None:
             findings.ledger_mismatches.append(f"the dead letter of {topic}/{number}/{offset} has other bytes")
     for place in found:
         findings.ledger_mismatches.append(f"{place} is a dead letter and was no poison")
+
+
+def _published(evidence: Evidence, ledger: Ledger, findings: Findings) -> None:
+    """Every decision was published; one that was published again says the same, byte for byte, under the same id."""
+    said: dict[bytes, set[bytes]] = {}
+    for record in evidence.published:
+        said.setdefault(record.headers[HEADER_RECORD_ID], set()).add(record.value or b"")
+    found: Counter[tuple[str, str, str, bool]] = Counter()
+    for id, values in said.items():
+        if len(values) > 1:
+            findings.ledger_mismatches.append(f"{id!r} was published with {len(values)} contents")
+        one = json.loads(next(iter(values)))
+        found[one["customer"], one["op"], one["id"], one["allowed"]] += 1
+    findings.lost += [f"decision {decision} was not published" for decision in ledger.decisions - found]
+    findings.doubled += [f"decision {decision} was published under two ids" for decision in found - ledger.decisions]
 
 
 def _books(evidence: Evidence, books: Books, ledger: Ledger, findings: Findings) -> None:

@@ -141,6 +141,16 @@ def a_posting_booked_otherwise(evidence: Evidence) -> None:
     evidence.books[0].postings[next(iter(evidence.books[0].postings))] += 1
 
 
+def a_decision_nobody_published(evidence: Evidence) -> None:
+    gone = evidence.published[0].headers
+    evidence.published = [record for record in evidence.published if record.headers != gone]
+
+
+def a_decision_published_otherwise(evidence: Evidence) -> None:
+    first = evidence.published[0]
+    evidence.published.append(first._replace(value=(first.value or b"") + b" "))
+
+
 def a_dead_letter_gone(evidence: Evidence) -> None:
     place = f"{'/'.join(map(str, next(iter(evidence.record.poison))))}".encode()
     evidence.dead_letters = [letter for letter in evidence.dead_letters if letter.key != place]
@@ -167,11 +177,13 @@ def verify_disagrees(evidence: Evidence) -> None:
         (decision_entry_removed, "lost"),
         (usage_entry_removed, "lost"),
         (an_event_nobody_booked, "lost"),
+        (a_decision_nobody_published, "lost"),
         (a_dead_letter_gone, "lost"),
         (decision_entry_doubled, "doubled"),
         (usage_entry_doubled, "doubled"),
         (a_decision_booked_twice, "doubled"),
         (a_posting_booked_otherwise, "ledger_mismatches"),
+        (a_decision_published_otherwise, "ledger_mismatches"),
         (a_dead_letter_with_other_bytes, "ledger_mismatches"),
         (verify_disagrees, "ledger_mismatches"),
     ],
