@@ -49,7 +49,8 @@ def spread(subject: Subject, name: str, value: Value) -> tuple[float, float, flo
 
 
 def contenders(subject: Subject) -> list[str]:
-    return list(dict.fromkeys(name for each in subject["rounds"] for name in each))
+    """Those that any round has, in the order of `NAMES`."""
+    return [name for name in NAMES if any(name in each for each in subject["rounds"])]
 
 
 def key(name: str) -> Value:
@@ -71,7 +72,10 @@ def number(value: float | None) -> str:
 
 
 def shown(found: tuple[float, float, float] | None) -> str:
-    return "–" if found is None else f"{number(found[0])} ({number(found[1])}–{number(found[2])})"
+    if found is None:
+        return "–"
+    median, least, most = found
+    return number(median) if least == most else f"{number(median)} ({number(least)}–{number(most)})"
 
 
 # ---- plots ----
@@ -176,7 +180,7 @@ def physical(subject: Subject) -> str:
             text += f"; msgspec decodes {number(decoded)} a CPU-second"
         reached = statistics.median(r["reached_of_produce"] for r in results)
         lines.append(f"{text}. Reached: {reached:.1%} of producing.")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def decisions_part(found: dict[str, Subject]) -> str:

@@ -4,7 +4,9 @@
 """
 
 import asyncio
+import contextlib
 import sys
+from collections.abc import AsyncIterator
 
 import psycopg
 import uvloop
@@ -22,38 +24,37 @@ WRITE = "INSERT INTO ledger (customer, hold, op, amount) VALUES (%s, %s, %s, %s)
 
 
 async def main(dsn: str, rate: int, clients: int, customers: int, seconds: float) -> None:
-    idle: asyncio.Queue[psycopg.AsyncConnection] = asyncio.Queue()
-    for _ in range(CONNECTIONS):
-        idle.put_nowait(await psycopg.AsyncConnection.connect(dsn, autocommit=True))
-    first = await idle.get()
-    await first.execute(TABLES)
-    await first.execute("INSERT INTO account SELECT n, 0, 0 FROM generate_series(0, %s) n", (customers - 1,))
-    idle.put_nowait(first)
+    idle = [await psycopg.AsyncConnection.connect(dsn, autocommit=True) for _ in range(CONNECTIONS)]
+    await idle[0].execute(TABLES)
+    await idle[0].execute("INSERT INTO account SELECT n, 0, 0 FROM generate_series(0, %s) n", (customers - 1,))
+    turn = asyncio.Semaphore(CONNECTIONS)  # first come, first served: nobody waits for ever while others take turns
+
+    @contextlib.asynccontextmanager
+    async def connected() -> AsyncIterator[psycopg.AsyncConnection]:
+        async with turn:
+            connection = idle.pop()
+            try:
+                async with connection.transaction():
+                    yield connection
+            finally:
+                idle.append(connection)
 
     async def reserve(customer: int, hold: str, amount: int) -> bool:
-        connection = await idle.get()
-        try:
-            async with connection.transaction():
-                used, held = await (await connection.execute(LOCK, (customer,))).fetchone()
-                if used + held + amount > LIMIT:
-                    return False
-                await connection.execute("UPDATE account SET held = held + %s WHERE customer = %s", (amount, customer))
-                await connection.execute(WRITE, (customer, hold, "reserve", amount))
-                return True
-        finally:
-            idle.put_nowait(connection)
+        async with connected() as connection:
+            used, held = await (await connection.execute(LOCK, (customer,))).fetchone()
+            if used + held + amount > LIMIT:
+                return False
+            await connection.execute("UPDATE account SET held = held + %s WHERE customer = %s", (amount, customer))
+            await connection.execute(WRITE, (customer, hold, "reserve", amount))
+            return True
 
     async def settle(customer: int, hold: str, held: int, took: int) -> None:
-        connection = await idle.get()
-        try:
-            async with connection.transaction():
-                await connection.execute(LOCK, (customer,))
-                await connection.execute(
-                    "UPDATE account SET held = held - %s, used = used + %s WHERE customer = %s", (held, took, customer)
-                )
-                await connection.execute(WRITE, (customer, hold, "settle", took))
-        finally:
-            idle.put_nowait(connection)
+        async with connected() as connection:
+            await connection.execute(LOCK, (customer,))
+            await connection.execute(
+                "UPDATE account SET held = held - %s, used = used + %s WHERE customer = %s", (held, took, customer)
+            )
+            await connection.execute(WRITE, (customer, hold, "settle", took))
 
     await Load(reserve, settle, customers, seconds).run(rate, clients)
 

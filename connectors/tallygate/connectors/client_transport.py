@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from tallygate.connectors.client_errors import ClientClosed, NoAnswer, NotConnected, TallygateError
+from tallygate.connectors.client_errors import BrokersAway, ClientClosed, NoAnswer, NotConnected, TallygateError
 from tallygate.connectors.kafka_security import Heard, contradiction, said_of
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.requests import OPS, Balance, Check, Estimate, Request
@@ -200,7 +200,7 @@ class Transport:
                         f"Kafka at {self._brokers} does not let this client in: {self._heard.refused}"
                     ) from None
                 if time.monotonic() >= until:
-                    raise NotConnected(
+                    raise BrokersAway(
                         f"no Kafka broker answers at {self._brokers} within {timeout:g} s "
                         f"({self._trouble or _line(error)}): start it, or check its address and settings"
                     ) from None
