@@ -184,7 +184,7 @@ def subjects(seconds: float) -> dict[str, Contenders]:
     return {
         "usage": {
             "tallygate": partial(tallygate, "usage", "--shape", "single", "--seconds", s),
-            "tallygate-batch": partial(tallygate, "usage", "--shape", "batch", "--customers", "10000", "--seconds", s),
+            "tallygate-batch": partial(tallygate, "usage", "--shape", "batch", "--seconds", s),
             **usage,
         },
         "decisions-200": {**decisions(["--rate", "200"], 200, 0, 100), **busy(200)},
