@@ -220,12 +220,17 @@ def run(subject: str, contenders: Contenders, rounds: int, folder: Path, append:
             found[-1][name] = result
             if not name.startswith("tallygate"):
                 print(json.dumps(result), flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+        _write(file, subject, found, missing)
+
+
+def _write(file: Path, subject: str, rounds: list[dict[str, Result]], missing: dict[str, str]) -> None:
+    """After each round, so that one that is broken off does not take the others with it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     whole = {
         "subject": subject,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": os.cpu_count(),
-        "rounds": found,
+        "rounds": rounds,
         "left_out": missing,
     }
     file.write_text(json.dumps(whole, indent=2) + "\n")
