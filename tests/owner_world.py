@@ -21,6 +21,7 @@ from tallygate.schemas.catalog import Catalog, Feature, Meter
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.records import Chunk, Record
 from tallygate.schemas.requests import Request, encode_request
+from tallygate.topologies.batch_lane import Pace
 from tallygate.topologies.inbox import Inbox, StepLimits
 from tallygate.topologies.metrics import Metrics
 from tallygate.topologies.owner import OwnerLimits, PartitionOwner, Ports
@@ -200,7 +201,9 @@ class Life:
         self.metrics = Metrics()
         self._position = 0
         self.done: list[str] = []
-        self.inbox = Inbox(Intake(1).read, steps or StepLimits(), RunReader(1, rules or Rules()))
+        pace = Pace(lambda: 0)
+        pace.asked()  # so that parts of runs are small
+        self.inbox = Inbox(Intake(1).read, steps or StepLimits(), RunReader(1, rules or Rules()), pace=pace)
         ports = Ports(self, lambda: self.table, self, self, self, self, self.metrics, at)
         self.owner = PartitionOwner(0, name, ports, self, self.inbox, rules, limits)
 

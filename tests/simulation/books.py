@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tallygate.pipeline.memory import digest
-from tallygate.pipeline.replay import due_instant, due_key, seen_key
+from tallygate.pipeline.replay import OF_HOURS, counted_writes, due_instant, due_key, hour_write, seen_key
 from tallygate.schemas.answers import decode_answer
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.journal import (
@@ -33,6 +33,15 @@ from tallygate.schemas.topics import DAY_MS, REQUESTS, USAGE
 
 Table = dict[bytes, bytes]
 _READS: Final = frozenset({"check", "balance", "estimate"})
+
+
+class _Groups(msgspec.Struct):
+    """Of an entry, its groups of events as they are written."""
+
+    counted: tuple[msgspec.Raw, ...] = ()
+
+
+_groups: Final = msgspec.json.Decoder(_Groups).decode
 
 
 class Violation(AssertionError):
@@ -122,12 +131,19 @@ class Books:
                 entry = decode_record(value)
                 assert isinstance(entry, Entry)
                 self._enter(entry, now_ms)
+                self._count_groups(entry, _groups(value).counted, now_ms)
                 touched[customer] = entry
         self._advance(row, now_ms)
         for customer, entry in touched.items():
             self._agree(customer, entry)
 
     def _put(self, customer: str, key: bytes, value: bytes | None) -> None:
+        if split_key(key)[1] in OF_HOURS:
+            hour, _ = hour_write(key, value)
+            if value is None:
+                self.table.pop(hour, None)
+            else:
+                self.table[hour] = b""
         if value is None:
             self.table.pop(key, None)
             self._rows.pop(key, None)
@@ -188,23 +204,36 @@ class Books:
         for seen in entry.seen:
             self._remember(bytes.fromhex(seen.key), bytes(seen.value), entry.at, now_ms)
 
+    def _count_groups(self, entry: Entry, groups: Sequence[bytes], now_ms: int) -> None:
+        """Events that were counted together: each of them once, as if it had come alone."""
+        for raw, group in zip(groups, entry.counted, strict=True):
+            ids = [digest(entry.customer, "event", group.source, id) for id in group.ids]
+            must(len(ids) == len(set(ids)) == len(group.offsets), "a group counts an event twice:", group)
+            for offset, id in zip(group.offsets, ids, strict=True):
+                must(id in self.inputs[USAGE][offset].ids, "a group counts what did not come:", offset)
+            for key, value in counted_writes(entry.at, ids, bytes(raw)):
+                self._keep(key, value, now_ms)
+            for id in ids:
+                must(self._may_come_again(id, entry.at, now_ms), "an event counts twice:", group)
+                self.seen_at[id] = entry.at, now_ms
+
+    def _keep(self, key: bytes, value: bytes, now_ms: int) -> None:
+        self.table[key] = value
+        self._kept_at[key, value] = now_ms
+
+    def _may_come_again(self, id: bytes, at: int, now_ms: int) -> bool:
+        """Ids are known for a day of stream time, and by a reader from the beginning for a day of the broker's."""
+        known = self.seen_at.get(id)
+        return known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS
+
     def _remember(self, id: bytes, value: bytes, at: int, now_ms: int) -> None:
         """An id of a request or an event is seen once in the time for which ids are known."""
-        key = seen_key(at // DAY_MS, id)
-        self.table[key] = b"%d " % at + value
-        self._kept_at[key, self.table[key]] = now_ms
-        known = self.seen_at.get(id)
+        self._keep(seen_key(at // DAY_MS, id), b"%d " % at + value, now_ms)
         if value[:1] == b"[":  # a request and its answer
-            must(
-                known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS,
-                "a request is decided twice:",
-                value,
-            )
+            must(self._may_come_again(id, at, now_ms), "a request is decided twice:", value)
             self.answers_of[id].append(value.split(b",", 1)[1][:-1])
         elif b'"how":' not in value:
-            must(
-                known is None or at - known[0] >= DAY_MS or now_ms - known[1] >= DAY_MS, "an event counts twice:", value
-            )
+            must(self._may_come_again(id, at, now_ms), "an event counts twice:", value)
         self.seen_at[id] = at, now_ms
 
     # ---- limits: what was let through, from the decisions alone ----

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from owner_world import START_MS, MemoryTable, Task, pause
+from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.transition import Input, Reply, RequestInput, Route, Rows, Source, Transition
 from tallygate.schemas import topics
 from tallygate.schemas.catalog import EMPTY, Catalog
@@ -21,6 +22,7 @@ from tallygate.topologies.inbox import Inbox, StepLimits
 from tallygate.topologies.metrics import Metrics
 from tallygate.topologies.owner import PartitionOwner, Ports
 from tallygate.topologies.ports import OwnershipLost, Pair
+from tallygate.topologies.usage_runs import RunReader
 
 #: The one credit: whose it is. It goes to the first who asks, so two owners that ask in two orders disagree.
 CREDIT: Final = row_key("c", "grant", "one")
@@ -67,7 +69,7 @@ class Owner:
         self._sent: tuple[Sequence[Pair], int, int] | None = None
         self._blocked: Callable[[], bool] | None = None
         self.table = MemoryTable()
-        self._inbox = Inbox(_read, StepLimits(1, 1))
+        self._inbox = Inbox(_read, StepLimits(1, 1), RunReader(1, Rules()))
         ports = Ports(self, lambda: self.table, self, self, self, self, _METRICS)  # type: ignore[arg-type]
         self.owner = PartitionOwner(0, name, ports, self, self._inbox)  # type: ignore[arg-type]
         self._task: Task | None = Task(self.owner.open())
@@ -148,6 +150,9 @@ class Owner:
     def newest(self) -> Catalog:
         return EMPTY
 
+    def version(self, number: int) -> Catalog | None:
+        return None
+
     async def reach(self, version: int) -> None:
         return
 
@@ -166,7 +171,8 @@ class Owner:
                 records.append((CREDIT, holder))
             replies.append(Reply(ROUTE, asker + (b" yes" if holder == asker else b" no")))
         row = PartitionRow(applied, 0, 0)
-        return Transition((*records, (PARTITION_KEY, encode_record(row))), tuple(replies), row=row)
+        records.append((PARTITION_KEY, encode_record(row)))
+        return Transition(tuple(records), tuple(replies), row=row, writes=tuple(records))
 
 
 class Model:

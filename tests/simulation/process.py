@@ -29,6 +29,7 @@ from tallygate.topologies.metrics import Metrics
 from tallygate.topologies.owner import OwnerLimits, PartitionOwner, Ports
 from tallygate.topologies.ports import AppendUnknown, CrashPoint, OwnershipLost, Pair
 from tallygate.topologies.tables import Position
+from tallygate.topologies.usage_runs import RunReader
 
 TOPICS: Final = (topics.USAGE, topics.REQUESTS)
 LIMITS: Final = OwnerLimits(fresh_ms=5_000, resume_ms_max=TOMBSTONES_MS // 2)
@@ -126,7 +127,7 @@ class Process:
         self._delivered = 0
         self._fetched: dict[str, int] = {}
         self._held_up: dict[str, int] = {}
-        self._inbox = Inbox(_INTAKE.read, steps)
+        self._inbox = Inbox(_INTAKE.read, steps, RunReader(1, rules))
         ports = Ports(self, self._open_table, self, self, self, self, _METRICS, self._at)
         self.owner = PartitionOwner(0, name, ports, self, self._inbox, rules, limits)
         self._task: Task | None = None
@@ -303,6 +304,9 @@ class Process:
         if self._version < self._scene.newest and self._scene.chance.random() < 0.1:
             self._version = self._scene.newest
         return self._scene.catalogs[self._version]
+
+    def version(self, number: int) -> Catalog | None:
+        return self._scene.catalogs.get(number)
 
     async def reach(self, version: int) -> None:
         while self._version < version:

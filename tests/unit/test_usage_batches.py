@@ -24,49 +24,63 @@ from tallygate.schemas.requests import Balance, GiveGrant, SetBudget
 from tallygate.schemas.usage_batch import ARROW, BatchId, batch_headers, read_batch_id
 
 DIMENSIONS = ["team", "model"]
-CATALOG = read_catalog(
-    {
-        "meters": {
-            "tokens": {"event_type": "call", "value": "tokens", "dimensions": DIMENSIONS},
-            "calls": {"event_type": "call", "aggregation": "count", "dimensions": ["team"]},
-            "paid_calls": {
-                "event_type": "call",
-                "aggregation": "count",
-                "where": {"tier": ["paid", "gold"], "model": ["a", "b"]},
-            },
-            "users": {"event_type": "call", "aggregation": "unique", "value": "user", "dimensions": ["team"]},
-            "slowest": {"event_type": "call", "aggregation": "max", "value": "ms", "dimensions": ["model"]},
-            "fastest": {"event_type": "call", "aggregation": "min", "value": "ms"},
-            "seats": {"event_type": "call", "aggregation": "latest", "value": "seats"},
-            "stored": {"event_type": "store", "value": "gb", "dimensions": ["region"]},
+FILE: dict[str, Any] = {
+    "meters": {
+        "tokens": {"event_type": "call", "value": "tokens", "dimensions": DIMENSIONS},
+        "calls": {"event_type": "call", "aggregation": "count", "dimensions": ["team"]},
+        "paid_calls": {
+            "event_type": "call",
+            "aggregation": "count",
+            "where": {"tier": ["paid", "gold"], "model": ["a", "b"]},
         },
-        "features": {
-            "llm": {
-                "meters": ["tokens", "calls", "paid_calls", "users"],
-                "overage": "100",
-                "rates": [
-                    {
-                        "meter": "tokens",
-                        "credits": 2,
-                        "tiers": [{"above": 200, "credits": 3}, {"above": 600, "credits": 7}],
-                    },
-                    {"meter": "tokens", "credits": 1, "when": {"model": "a"}},
-                    {"meter": "tokens", "credits": 5, "since": format_instant(T0 - HOUR_MS // 2)},
-                    {"meter": "calls", "credits": "0.25"},
-                    {"meter": "users", "credits": 10, "when": {"team": "x"}},
-                    {"meter": "users", "credits": 20},
-                ],
-            },
-            "disk": {
-                "pools": ["storage"],
-                "meters": ["stored"],
-                "rates": [{"meter": "stored", "credits": 4}],
-                "overage": "unlimited",
-            },
+        "users": {"event_type": "call", "aggregation": "unique", "value": "user", "dimensions": ["team"]},
+        "slowest": {"event_type": "call", "aggregation": "max", "value": "ms", "dimensions": ["model"]},
+        "fastest": {"event_type": "call", "aggregation": "min", "value": "ms"},
+        "seats": {"event_type": "call", "aggregation": "latest", "value": "seats"},
+        "stored": {"event_type": "store", "value": "gb", "dimensions": ["region"]},
+    },
+    "features": {
+        "llm": {
+            "meters": ["tokens", "calls", "paid_calls", "users"],
+            "overage": "100",
+            "rates": [
+                {
+                    "meter": "tokens",
+                    "credits": 2,
+                    "tiers": [{"above": 200, "credits": 3}, {"above": 600, "credits": 7}],
+                },
+                {"meter": "tokens", "credits": 1, "when": {"model": "a"}},
+                {"meter": "tokens", "credits": 5, "since": format_instant(T0 - HOUR_MS // 2)},
+                {"meter": "calls", "credits": "0.25"},
+                {"meter": "users", "credits": 10, "when": {"team": "x"}},
+                {"meter": "users", "credits": 20},
+            ],
+        },
+        "disk": {
+            "pools": ["storage"],
+            "meters": ["stored"],
+            "rates": [{"meter": "stored", "credits": 4}],
+            "overage": "unlimited",
         },
     },
-    "batches",
-).compile(1)
+}
+CATALOG = read_catalog(FILE, "batches").compile(1)
+PLANS = {
+    "default_plan": "p",
+    "plans": {
+        "p": {
+            "entitlements": {
+                "llm": {"meter": "calls", "limit": 20, "period": "month", "beyond": "allow"},
+                "disk": {"meter": "stored", "limit": 1_000_000_000, "period": "day", "beyond": "credits"},
+            },
+            "budgets": {
+                "teams": {"scope": {"team": "*"}, "limit": 5000, "period": "month", "thresholds": [50, 100]},
+                "calls": {"limit": 10, "unit": "calls", "period": "day", "hard": False},
+                "models": {"scope": {"model": "*", "team": "x"}, "limit": 10_000, "unit": "tokens"},
+            },
+        }
+    },
+}
 CUSTOMERS = ("acme", "globex", "größe", "z")
 
 
@@ -142,14 +156,16 @@ def deltas(partition: Partition) -> Counter[tuple[Any, ...]]:
     return +total
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_batches_come_to_the_same_as_single_events(seed: int) -> None:
+@pytest.mark.parametrize("plans", [{}, PLANS], ids=["free", "on a plan"])
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_come_to_the_same_as_single_events(seed: int, plans: dict[str, Any]) -> None:
     chance = random.Random(seed)
-    found = events(chance, 300)
-    singles = prepared()
+    catalog = read_catalog(FILE | plans, "batches").compile(1)
+    found = events(chance, 250)
+    singles = prepared(catalog)
     singles.use(*found)
     for cut, groups_max in ((1, 1 << 30), (7, 1 << 30), (3, 1), (2, 9)):
-        batched = prepared()
+        batched = prepared(catalog)
         size = -(-len(found) // cut)
         batched.use_batches(*(found[at : at + size] for at in range(0, len(found), size)), groups_max=groups_max)
         assert rows(batched) == rows(singles)
@@ -417,7 +433,7 @@ def test_quantities_are_exact(law: str, column: pa.Array, total: str) -> None:
     catalog = read_catalog({"meters": meters}, "exact").compile(1)
     partition = Partition(catalog)
     take(partition, record(partition, None, BatchId("p", 1, 1), arrow(subject=S, type=T, n=column)))
-    [row] = [decode_record(v) for k, v in partition.rows.items() if b"\0usage\0n\0" in k]
+    [row] = [decode_record(v) for k, v in partition.rows.items() if k[:1] != b"\0" and b"\0usage\0n\0" in k]
     assert row.quantity_nanos == int(Decimal(total) * 10**9)  # type: ignore[union-attr]
 
 

@@ -37,6 +37,7 @@ LINGER_SECONDS_DEFAULT: Final = 0.05
 BUFFER_EVENTS_DEFAULT: Final = 100_000
 #: More make a batch no cheaper for anybody.
 BATCH_EVENTS: Final = 1_000
+_POLL_SECONDS: Final = 0.005
 _ATTRIBUTES: Final = (SUBJECT, TYPE, TIME)
 _DIGITS_MAX: Final = 28
 _PRODUCER: Final[dict[str, Any]] = {
@@ -179,12 +180,15 @@ class UsageBuffer:
                 ready = self._ready()
                 if not ready and self._closed:
                     return
-                if not ready and not self._flushing:
-                    self._changed.wait(self._linger if self._held else None)
-                    ready = self._ready()
+                waiting = [since for partition, since in self._since.items() if self._waiting[partition]]
+                on_their_way = self._held - sum(map(len, self._waiting.values()))
+                if not ready and not on_their_way:
+                    due = min(waiting) + self._linger - time.monotonic() if waiting else None
+                    self._changed.wait(due if due is None else max(due, 0))
+                    continue
             for partition, events in ready:
                 self._send(partition, events)
-            self._producer.poll(0 if ready else min(self._linger, 0.01))
+            self._producer.poll(0 if ready else _POLL_SECONDS)
 
     def _ready(self) -> list[tuple[int, list[Event]]]:
         """What is to be sent now, in batches; taken out of what waits."""
@@ -220,7 +224,7 @@ class UsageBuffer:
                 self._producer.produce(USAGE, value, partition=partition, headers=headers, on_delivery=delivered)
                 return
             except BufferError:
-                self._producer.poll(0.01)
+                self._producer.poll(_POLL_SECONDS)
             except KafkaException as error:  # the producer is in a state that it does not leave
                 self._done(partition, len(events), str(error.args[0].str()))
                 return

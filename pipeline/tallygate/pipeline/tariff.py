@@ -1,6 +1,7 @@
 """The catalog prepared for look-ups: meters by event type, rates by meter, what a plan with its add-ons offers."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tallygate.pipeline.rate_table import RateTable
 from tallygate.schemas.amounts import AMOUNT_NANOS_MAX, from_nanos
@@ -47,6 +48,8 @@ class Tariff:
             for meter, own in rates.items()
             if any(rate.tiers for rate in own)
         }
+        #: Which budgets combinations fall under; `batches` keeps it.
+        self.falling: dict[tuple[int, int], Any] = {}
         self._offers: dict[tuple[str, tuple[str, ...]], Offer] = {}
 
     def cost(self, meter: str, quantity: int, dimensions: dict[str, str], at: int) -> int:

@@ -17,18 +17,29 @@ from tallygate.schemas.records import Record
 from tallygate.schemas.usage_batch import ARROW, HEADER_CONTENT_TYPE, is_arrow
 from tallygate.topologies.usage_runs import Run, RunReader
 
-#: What one run takes at most; below what a lane lets wait for a partition.
-RUN_RECORDS_MAX: Final = 256
-RUN_BYTES_MAX: Final = 4 << 20
-#: How long the rules may be busy with one part of a run: a request waits for as long, at most.
-PART_US: Final = 4_000
-_GROUPS_FIRST: Final = 32
-_GROUPS_MIN: Final = 4
+#: What one run takes at most: the more, the less each event costs a partition that has fallen behind.
+RUN_RECORDS_MAX: Final = 1_024
+RUN_BYTES_MAX: Final = 16 << 20
+#: What the runs of all partitions may take in memory together, unless they are very many.
+_RUNS_BYTES_MAX: Final = 128 << 20
+_RUN_BYTES_MIN: Final = 2 << 20
+#: How long the rules may be busy with parts of runs while requests come: one waits for as long, at most, however many
+#: partitions are at work. And with one part while none comes: the larger, the less appends cost.
+PARTS_US: Final = 4_000
+QUIET_PART_US: Final = 20_000
+_PART_US_MIN: Final = 500
+_QUIET_US: Final = 1_000_000
+_GROUP_US_FIRST: Final = 100
 _GROUPS_MAX: Final = 4_096
 
 Finished = list[Callable[[], object]]
 #: Runs a call somewhere, sooner or later; the owner is woken when it is done.
 Background = Callable[[Callable[[], Run]], "Future[Run]"]
+
+
+def run_bytes_max(partitions: int) -> int:
+    """What one run may take where there are so many partitions. A lane must let as much wait, for each of them."""
+    return max(_RUN_BYTES_MIN, min(RUN_BYTES_MAX, _RUNS_BYTES_MAX // partitions))
 
 
 class Waiting(Protocol):
@@ -45,6 +56,25 @@ class Waiting(Protocol):
     def pass_to(self, offset: int, finished: Finished) -> None:
         """Steps over everything up to the offset."""
         ...
+
+
+class Pace:
+    """How large parts may be, for all partitions of a worker; `now_us` is its clock."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self._now_us = now_us
+        self._asked_us = -_QUIET_US
+        self.runs = 0  # that are being put in force
+
+    def asked(self) -> None:
+        """A request has come."""
+        self._asked_us = self._now_us()
+
+    @property
+    def part_us(self) -> int:
+        if self._now_us() - self._asked_us >= _QUIET_US:
+            return QUIET_PART_US
+        return max(PARTS_US // max(self.runs, 1), _PART_US_MIN)
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -81,13 +111,15 @@ def at_once(call: Callable[[], Run]) -> "Future[Run]":
 class BatchLane:
     """One partition's runs, one at a time."""
 
-    def __init__(self, waiting: Waiting, reader: RunReader, background: Background) -> None:
+    def __init__(self, waiting: Waiting, reader: RunReader, background: Background, bytes_max: int, pace: Pace) -> None:
         self._waiting = waiting
         self._reader = reader
         self._background = background
+        self._bytes_max = bytes_max
+        self._pace = pace
         self._reading: Future[Run] | None = None
         self._run: Run | None = None
-        self._groups_max = _GROUPS_FIRST
+        self._group_us = _GROUP_US_FIRST  # what the rules took for one lately
 
     @property
     def busy(self) -> bool:
@@ -106,21 +138,29 @@ class BatchLane:
             if gone is not None:
                 return gone
             self._run = self._begin(standing)
+            self._pace.runs += self._run is not None
         run = self._run
         if run is None:
             return None
         records = () if run.begun else tuple(run.records)
-        part = Part(run.records[0], run.next(self._groups_max), records, run.catalog)
+        part = Part(
+            run.records[0], run.next(min(self._pace.part_us // self._group_us, _GROUPS_MAX)), records, run.catalog
+        )
         if run.ended:
             self._run = None
+            self._pace.runs -= 1
             self._waiting.pass_to(part.input.source.offset, finished)
         return part
 
     def took(self, groups: int, us: int) -> None:
-        """A part of so many groups took the rules so long: the next one is to take about `PART_US`."""
+        """A part of so many groups took the rules so long."""
         if groups and us:
-            fitting = groups * PART_US // us
-            self._groups_max = min(max((self._groups_max + fitting) // 2, _GROUPS_MIN), _GROUPS_MAX)
+            self._group_us = max((self._group_us + us // groups) // 2, 1)
+
+    def close(self) -> None:
+        """The partition is let go; a run under way is somebody else's."""
+        self._pace.runs -= self._run is not None
+        self._run = None
 
     def _gone(self, standing: Standing) -> Part | None:
         """The end of a run under way whose records were deleted: what is not in force of it never will be."""
@@ -154,6 +194,6 @@ class BatchLane:
     def _records(self, under_way: UsageRun | None) -> list[Record]:
         """The records of the next run; of one under way all of them, or none yet."""
         if under_way is None:
-            return self._waiting.batches(RUN_RECORDS_MAX, RUN_BYTES_MAX)
+            return self._waiting.batches(RUN_RECORDS_MAX, self._bytes_max)
         records = [r for r in self._waiting.batches(1 << 30, 1 << 40) if r.offset <= under_way.upto]
         return records if records and records[-1].offset == under_way.upto else []

@@ -15,7 +15,17 @@ import msgspec
 from tallygate.pipeline.transition import Input, UsageInput
 from tallygate.schemas import topics
 from tallygate.schemas.records import Chunk, Record
-from tallygate.topologies.batch_lane import Background, BatchLane, Finished, Part, Standing, at_once, is_batch
+from tallygate.topologies.batch_lane import (
+    RUN_BYTES_MAX,
+    Background,
+    BatchLane,
+    Finished,
+    Pace,
+    Part,
+    Standing,
+    at_once,
+    is_batch,
+)
 from tallygate.topologies.usage_runs import RunReader
 
 #: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
@@ -115,12 +125,17 @@ class Inbox:
         limits: StepLimits,
         runs: RunReader | None = None,
         background: Background = at_once,
+        run_bytes_max: int = RUN_BYTES_MAX,
+        pace: Pace | None = None,
     ) -> None:
         self._read = read
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
-        self._batches = BatchLane(self._usage, runs, background) if runs is not None else None
+        self._pace = pace or Pace(lambda: 0)
+        self._batches: BatchLane | None = None
+        if runs is not None:
+            self._batches = BatchLane(self._usage, runs, background, run_bytes_max, self._pace)
         self._starved = False  # usage waits for more of it to come
 
     def __bool__(self) -> bool:
@@ -138,7 +153,10 @@ class Inbox:
 
     def offer(self, chunk: Chunk, done: Callable[[], object]) -> None:
         """Takes a chunk in; `done` is called when all its records are in force, or were before."""
-        lane = self._requests if chunk.topic == topics.REQUESTS else self._usage
+        lane = self._usage
+        if chunk.topic == topics.REQUESTS:
+            lane = self._requests
+            self._pace.asked()
         lane.offer(chunk.records, done)
         self._starved = False
 
@@ -157,6 +175,10 @@ class Inbox:
         """The rules took so long for a part of a run."""
         if self._batches is not None:
             self._batches.took(sum(len(groups) for _, groups in part.input.customers), us)
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
 
     def _take_part(self, standing: Standing, finished: Finished) -> Part | None:
         lane = self._batches

@@ -54,6 +54,7 @@ class OwnedPartition:
         if self._work is not None:
             await self._work
         self._owner.close()
+        self._inbox.close()
         self._journal.leave()
 
     async def _run(self) -> None:

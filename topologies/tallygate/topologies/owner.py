@@ -294,13 +294,13 @@ class PartitionOwner:
         records = self._with_repairs(transition.records)
         self._seq += 1
         known_us = ports.clock.monotonic_us()
-        self._follower.expect(self.term, self._seq)
+        self._follower.expect(self.term, self._seq, records)
         await ports.journal.append(records, self.term, self._seq)
         ports.at("appended")
         await self._read_until(self.term, self._seq, transition.records[-1][1])
         repaired = records[: len(records) - len(transition.records)]
         writes = [write for key, value in repaired for write in table_writes(key, value)]
-        self._follower.took_own(records, [*writes, *transition.writes])
+        self._follower.took_own([*writes, *transition.writes])
         self._known_us = known_us
         ports.metrics.journal_seconds.observe((ports.clock.monotonic_us() - known_us) / 1e6)
         ports.metrics.journal_records.inc(len(records))

@@ -61,15 +61,18 @@ class Numbers:
 
 
 class Columns:
-    """One batch. `at` is in ms; where the batch does not say when events happened, they did when it arrived."""
+    """One batch. `at` is in ms; where the batch does not say when events happened, they did when it arrived.
 
-    __slots__ = ("at", "events", "id", "properties", "source", "subject", "type")
+    `customer` is each row's customer by number, once somebody has numbered the subjects.
+    """
+
+    __slots__ = ("at", "customer", "events", "id", "properties", "source", "subject", "type")
 
     def __init__(self, source: Source, id: BatchId, events: int, at: Array) -> None:
         self.source = source
         self.id = id
         self.events = events
-        self.at = at
+        self.at = self.customer = at
         self.subject = self.type = Strings(np.zeros(0, np.int64), [])
         self.properties: dict[str, Strings | Numbers] = {}
 
@@ -93,9 +96,11 @@ class ColumnReader:
                 assert isinstance(column, Numbers)
                 columns.at = _instants(column, source.at)
             elif isinstance(column, Strings) and name == SUBJECT:
-                columns.subject = _required(name, column)
+                columns.subject = column
             elif isinstance(column, Strings) and name == TYPE:
-                columns.type = _required(name, column)
+                columns.type = column
+                for text in column.texts:
+                    checked_name(name, text)
             else:
                 columns.properties[name] = column
         return columns
@@ -194,17 +199,16 @@ def _occurring(codes: Array, texts: list[str | None]) -> Strings:
     return Strings(codes, texts)
 
 
-def _required(name: str, column: Strings) -> Strings:
-    for text in column.texts:
-        if not text:
-            reason = Reason.CUSTOMER_MISSING if name == SUBJECT else Reason.MALFORMED
-            raise Refused(reason, f"column {name!r} is null or empty in some row")
-        if len(text) > NAME_MAX or has_control(text):
-            raise Refused(
-                Reason.MALFORMED,
-                f"column {name!r}: {text[:80]!r} is longer than {NAME_MAX} or holds control characters",
-            )
-    return column
+def checked_name(column: str, text: str | None) -> str:
+    """A subject or type; `Refused` where it cannot be one."""
+    if not text:
+        reason = Reason.CUSTOMER_MISSING if column == SUBJECT else Reason.MALFORMED
+        raise Refused(reason, f"column {column!r} is null or empty in some row")
+    if len(text) > NAME_MAX or has_control(text):
+        raise Refused(
+            Reason.MALFORMED, f"column {column!r}: {text[:80]!r} is longer than {NAME_MAX} or holds control characters"
+        )
+    return text
 
 
 def _valid(column: pa.Array) -> Array | None:

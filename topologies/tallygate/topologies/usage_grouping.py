@@ -41,13 +41,13 @@ class Grouper:
         self._readings: dict[str, Reading] = {}
         self._combinations: dict[Any, tuple[Combination, tuple[int, ...], str]] = {}
 
-    def group(self, batches: Sequence[Columns]) -> Customers:
-        """The groups by customer, in the order of names; raises `WrongRecords`."""
+    def group(self, batches: Sequence[Columns], customers: list[str]) -> Customers:
+        """The groups by customer, in the order of names; raises `WrongRecords`. Batches have `customers` by number."""
         if not batches:
             return []
         if len(self._combinations) > _COMBINATIONS_KEPT_MAX:
             self._combinations.clear()
-        run = JoinedColumns(batches)
+        run = JoinedColumns(batches, customers)
         found: Customers = []
         for type, rows in run.types():
             read = self._reading(type, run, rows)
@@ -126,10 +126,10 @@ class _Typed:
         for number in order.tolist():
             if whose_of[number] != before:
                 if own:
-                    result.append((str(names[before]), tuple(own)))
+                    result.append((names[before], tuple(own)))
                 before, own = whose_of[number], []
             own.append(Group(combinations[what_of[number]], events[number], late[number], each_figures[number]))
-        result.append((str(names[before]), tuple(own)))
+        result.append((names[before], tuple(own)))
         return result
 
     # Combinations

@@ -24,11 +24,12 @@ class WrongRecords(Exception):
 class JoinedColumns:
     """The batches of a run, one after the other."""
 
-    def __init__(self, batches: Sequence[Columns]) -> None:
+    def __init__(self, batches: Sequence[Columns], customers: list[str]) -> None:
         self.batches = batches
         self.begins = np.cumsum([0, *(batch.events for batch in batches)])
         self.at = _joined([batch.at for batch in batches])
-        self.customers, self.customer = _renumbered([batch.subject for batch in batches])
+        self.customers = customers
+        self.customer = _joined([batch.customer for batch in batches])
         self.type_names, self._type = _renumbered([batch.type for batch in batches])
 
     def types(self) -> list[tuple[str, Array | None]]:

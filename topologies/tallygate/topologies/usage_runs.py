@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.transition import Batch, DeadLetter, Source, UsageRunInput
@@ -14,8 +16,8 @@ from tallygate.schemas.partitions import partition_of
 from tallygate.schemas.reasons import Reason, Refused
 from tallygate.schemas.records import Record
 from tallygate.schemas.topics import JOURNAL_BATCH_BYTES_MAX
-from tallygate.schemas.usage_batch import BatchId, read_batch_id
-from tallygate.topologies.usage_columns import ColumnReader, Columns
+from tallygate.schemas.usage_batch import SUBJECT, BatchId, read_batch_id
+from tallygate.topologies.usage_columns import ColumnReader, Columns, checked_name
 from tallygate.topologies.usage_grouping import Customers, Grouper
 from tallygate.topologies.usage_joined import WrongRecords
 
@@ -81,7 +83,8 @@ class RunReader:
         self._partitions = partitions
         self._rules = rules
         self._columns = ColumnReader()
-        self._own: set[str] = set()  # customers known to live in this partition
+        self._names: list[str] = []  # customers known to live in this partition
+        self._numbers: dict[str | None, int] = {}
         self._catalog: Catalog | None = None
         self._grouper: Grouper | None = None
 
@@ -90,6 +93,8 @@ class RunReader:
 
         Fewer records than given, where what one customer has in all of them would not fit into a journal batch.
         """
+        if len(self._names) > _CUSTOMERS_KNOWN_MAX:
+            self._names, self._numbers = [], {}
         skipped = frozenset(under_way.skipped) if under_way else frozenset()
         batches, columns = [], []
         for record in records:
@@ -121,7 +126,7 @@ class RunReader:
         """Group what is right; what is wrong with a record makes it a refused one."""
         while True:
             try:
-                run.customers = self._grouper_of(run.catalog).group(run.columns)
+                run.customers = self._grouper_of(run.catalog).group(run.columns, self._names)
             except WrongRecords as wrong:
                 why = {run.columns[place].source.offset: refused for place, refused in wrong.found.items()}
                 run.columns = [each for each in run.columns if each.source.offset not in why]
@@ -146,7 +151,7 @@ class RunReader:
             if skipped:
                 return Batch(source, id, 0), None
             columns = self._columns.read(source, id, record.value)
-            self._check_partition(columns)
+            self._number_customers(columns)
             ahead = int(columns.at.max()) - source.at
             if ahead > self._rules.future_ms_max:
                 when, by = format_instant(int(columns.at.max())), from_nanos(ahead * 1_000_000)
@@ -155,22 +160,28 @@ class RunReader:
             return _refused(Batch(source, id, 0), refused), None
         return Batch(source, id, columns.events), columns
 
-    def _check_partition(self, columns: Columns) -> None:
-        own = self._own
-        for customer in columns.subject.texts:
-            if customer in own:
-                continue
-            assert customer is not None
+    def _number_customers(self, columns: Columns) -> None:
+        texts = columns.subject.texts
+        try:
+            numbers = list(map(self._numbers.__getitem__, texts))  # all are known, nearly always
+        except KeyError:
+            numbers = [self._number(text, columns.source.partition) for text in texts]
+        columns.customer = np.array(numbers, np.int64)[columns.subject.codes]
+
+    def _number(self, text: str | None, partition: int) -> int:
+        number = self._numbers.get(text)
+        if number is None:
+            customer = checked_name(SUBJECT, text)
             belongs = partition_of(customer, self._partitions)
-            if belongs != columns.source.partition:
+            if belongs != partition:
                 raise Refused(
                     Reason.WRONG_PARTITION,
-                    f"customer {customer[:80]!r} belongs to partition {belongs}, not {columns.source.partition}: a "
-                    "batch holds customers of one partition",
+                    f"customer {customer[:80]!r} belongs to partition {belongs}, not {partition}: a batch holds "
+                    "customers of one partition",
                 )
-            if len(own) >= _CUSTOMERS_KNOWN_MAX:
-                own.clear()
-            own.add(customer)
+            number = self._numbers[customer] = len(self._names)
+            self._names.append(customer)
+        return number
 
 
 def _refused(batch: Batch, refused: Refused) -> Batch:

@@ -44,7 +44,7 @@ from tallygate.pipeline.state import PartitionState
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.topics import JOURNAL, REQUESTS, USAGE, topic_specs
-from tallygate.topologies.batch_lane import RUN_BYTES_MAX
+from tallygate.topologies.batch_lane import Pace, run_bytes_max
 from tallygate.topologies.catalogs import CatalogFollower
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.inbox import Inbox, StepLimits
@@ -104,6 +104,7 @@ class Worker:
         self._clock = SystemClock()
         self._owned: dict[int, OwnedPartition] = {}
         self._ends: list[Callable[[], Any]] = []  # in the order in which things were begun
+        self._pace = Pace(self._clock.monotonic_us)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="batches")
         self._ends.append(partial(self._readers.shutdown, wait=True, cancel_futures=True))
         self.metrics = Metrics()
@@ -159,8 +160,9 @@ class Worker:
         transport.hooks = self
         transport.client_config = dict(settings.kafka_config)
         # All of a run of batches that a former owner has begun must fit, for every partition at once.
-        room = LaneLimits().lane_bytes_max + self._layout.partitions * RUN_BYTES_MAX
-        transport.limits = {USAGE: LaneLimits(lane_bytes_max=room)}
+        run = run_bytes_max(self._layout.partitions)
+        room = LaneLimits().lane_bytes_max + self._layout.partitions * run
+        transport.limits = {USAGE: LaneLimits(partition_bytes_max=2 * run, lane_bytes_max=room)}
         # Letting go may wait for one step: its dead letters, its append, and reading that back.
         transport.closing_seconds = 3 * settings.append_timeout_ms / 1000 + 10
 
@@ -243,6 +245,8 @@ class Worker:
             StepLimits(settings.step_events_max, settings.step_requests_max),
             RunReader(self._layout.partitions, rules),
             lambda call: self._read_batches(partition, call),
+            run_bytes_max(self._layout.partitions),
+            self._pace,
         )
         ports = Ports(
             journal=journal,

@@ -8,14 +8,14 @@ import pyarrow as pa
 from tallygate.connectors.usage_batches import UTC_MS, encode_columns
 from tallygate.schemas.partitions import partition_of
 
-MODELS = ("chat-large", "chat-small", "code", "embed")
-EVENT_TYPE = "llm.call"
+MODELS = ("large", "medium", "small")
+EVENT_TYPE = "tallygate.bench.call"
 
 
 class UsageLoad:
     """Batches of `events` events each: `customers` in all, with the weights 1, 1/2^tail, 1/3^tail, …
 
-    The events are LLM calls: input and output tokens by model. A partition's batches are drawn from `variety` that are
+    The events are LLM calls: tokens by model. A partition's batches are drawn from `variety` that are
     prepared; only their times differ, so that making one costs some 50 µs.
     """
 
@@ -65,8 +65,7 @@ class UsageLoad:
             "subject": _strings(subjects, names),
             "type": _strings(np.zeros(self.events, np.int64), [EVENT_TYPE]),
             "model": _strings(self._rng.integers(0, len(MODELS), self.events), list(MODELS)),
-            "input_tokens": pa.array(self._rng.integers(1, 4_000, self.events)),
-            "output_tokens": pa.array(self._rng.integers(1, 1_000, self.events)),
+            "tokens": pa.array(self._rng.integers(1, 4_000, self.events)),
         }
 
 
