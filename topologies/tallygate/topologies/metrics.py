@@ -4,6 +4,7 @@ No metric carries a customer: there may be millions.
 """
 
 import contextlib
+from collections import Counter as Counted
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -70,8 +71,8 @@ class Metrics:
         """Counts what a transition decided, once it is in force."""
         self.events.inc(transition.events)
         self.duplicates.inc(transition.duplicates)
-        for outcome in transition.outcomes:
-            self.decisions.labels(outcome.op, outcome.outcome, outcome.reason.value).inc()
+        for (op, how, reason), count in Counted((o.op, o.outcome, o.reason) for o in transition.outcomes).items():
+            self.decisions.labels(op, how, reason.value).inc(count)
         for letter in transition.dead_letters:
             self.dead_letters.labels(letter.reason.value).inc()
 

@@ -67,7 +67,12 @@ class Settings(BaseSettings):
         default=30_000, ge=1_000, le=600_000, description="how long one append may take before the worker ends"
     )
     tick_ms: int = Field(default=1_000, ge=10, le=60_000, description="how often the clock enters the journal")
-    step_events_max: int = Field(default=256, ge=1, le=100_000, description="usage events decided in one step")
+    step_events_max: int = Field(
+        default=100, ge=1, le=100_000, description="usage events decided in one step while requests come"
+    )
+    step_calm_events_max: int = Field(
+        default=2000, ge=1, le=100_000, description="usage events decided in one step while none come"
+    )
     step_requests_max: int = Field(default=256, ge=1, le=100_000, description="requests decided in one step")
     skip_deleted_inputs: bool = Field(
         default=False, description="go on though inputs were deleted (by retention) before a worker read them"

@@ -242,7 +242,7 @@ class Worker:
         journal = KafkaJournal(partition, self._writer, self._reader, self._cluster)
         inbox = Inbox(
             Intake(self._layout.partitions, settings.reply_topics).read,
-            StepLimits(settings.step_events_max, settings.step_requests_max),
+            StepLimits(settings.step_events_max, settings.step_requests_max, settings.step_calm_events_max),
             RunReader(self._layout.partitions, rules),
             lambda call: self._read_batches(partition, call),
             run_bytes_max(self._layout.partitions),
