@@ -167,6 +167,7 @@ class Transport:
     def _connect(self, timeout: float) -> int:
         """Reads one reply partition, chosen at random, from its end on; blocks. What fails leaves nothing open."""
         until = time.monotonic() + timeout
+        self._heard = Heard()
         own = {"bootstrap.servers": self._brokers, "error_cb": self._remember, **self._kafka}
         group = {"group.id": f"{GROUP_CLIENT_PREFIX}{self._service}"}  # librdkafka asks for a name; no group is joined
         if wrong := contradiction(self._kafka):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for
-from tallygate.topologies.exits import Exit
+from tallygate.topologies.exits import Exit, Trouble
 
 if TYPE_CHECKING:
     from tallygate.topologies.local_stack import LocalStack
@@ -65,6 +65,7 @@ def up(
         check_addresses(settings)
         kafka = None
         if "kafka_brokers" not in settings.model_fields_set:
+            _check_in_clear(settings)
             kafka = LocalKafka(settings.data_dir / "kafka", port or None, on_progress=out.print)
         example = stack.enter_context(data_path("catalog.yaml"))
         local = LocalStack(settings, kafka, example=example, catalog=catalog, say=out.print, gateway=True)
@@ -98,6 +99,18 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for each, handler in former.items():
             signal.signal(each, handler)
+
+
+def _check_in_clear(settings: "Settings") -> None:
+    """A Kafka that is started here talks in clear, on loopback: security settings are for another."""
+    from tallygate.connectors.kafka_security import protocol_of
+
+    if protocol_of(settings.kafka_config) != "PLAINTEXT":
+        raise Trouble(
+            Exit.WRONG,
+            "TALLYGATE_KAFKA_CONFIG is for a Kafka that is there: name it with --brokers, or unset the variable, "
+            "and a Kafka is started here, in clear",
+        )
 
 
 def _show_up(local: "LocalStack", data_dir: Path | None) -> None:
