@@ -184,7 +184,7 @@ def subjects(seconds: float) -> dict[str, Contenders]:
     return {
         "usage": {
             "tallygate": partial(tallygate, "usage", "--shape", "single", "--seconds", s),
-            "tallygate-batch": partial(tallygate, "usage", "--shape", "batch", "--customers", "10000", "--seconds", s),
+            "tallygate-batch": partial(tallygate, "usage", "--shape", "batch", "--seconds", s),
             **usage,
         },
         "decisions-200": {**decisions(["--rate", "200"], 200, 0, 100), **busy(200)},
@@ -199,9 +199,10 @@ def subjects(seconds: float) -> dict[str, Contenders]:
 USAGE_PEERS = {"faust": faust, "quix": quix, "bytewax": bytewax, "streams": streams}
 
 
-def run(subject: str, contenders: Contenders, rounds: int, folder: Path) -> None:
+def run(subject: str, contenders: Contenders, rounds: int, folder: Path, append: bool) -> None:
+    file = folder / f"{subject}.json"
     missing: dict[str, str] = {}
-    found: list[dict[str, Result]] = []
+    found: list[dict[str, Result]] = json.loads(file.read_text())["rounds"] if append and file.exists() else []
     for number in range(1, rounds + 1):
         found.append({})
         for name, measure in contenders.items():
@@ -219,15 +220,20 @@ def run(subject: str, contenders: Contenders, rounds: int, folder: Path) -> None
             found[-1][name] = result
             if not name.startswith("tallygate"):
                 print(json.dumps(result), flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+        _write(file, subject, found, missing)
+
+
+def _write(file: Path, subject: str, rounds: list[dict[str, Result]], missing: dict[str, str]) -> None:
+    """After each round, so that one that is broken off does not take the others with it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     whole = {
         "subject": subject,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": os.cpu_count(),
-        "rounds": found,
+        "rounds": rounds,
         "left_out": missing,
     }
-    (folder / f"{subject}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    file.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def main() -> None:
@@ -236,13 +242,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each load of Tallygate and the decision peers")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
+    parser.add_argument("--append", action="store_true", help="keep the rounds that the results have already")
     options = parser.parse_args()
     known = subjects(options.seconds)
     wanted = list(known) if options.subjects == ["all"] else options.subjects
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"there is no subject {unknown[0]!r}; there are {', '.join(known)}")
     for name in wanted:
-        run(name, known[name], options.rounds, options.results)
+        run(name, known[name], options.rounds, options.results, options.append)
     subprocess.run([peers_python(), HERE / "page.py", options.results], check=True)
 
 

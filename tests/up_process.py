@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 UP_SECONDS_MAX = 120.0
-ADDRESSES = {"TALLYGATE_METRICS_ADDRESS": "127.0.0.1:0", "TALLYGATE_SQL_ADDRESS": "127.0.0.1:0"}
+ADDRESSES = {f"TALLYGATE_{name}_ADDRESS": "127.0.0.1:0" for name in ("METRICS", "SQL", "GATEWAY", "GATEWAY_METRICS")}
 
 
 class Up:

@@ -5,6 +5,7 @@ passes the crash point POINT it kills itself with SIGKILL. A file FILE.crash tha
 when it is there; it is removed when it has been read.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -30,9 +31,10 @@ def main(file: str, point: str = "", number: str = "0") -> int:
     def at(passed: str) -> None:
         nonlocal left, point
         if os.path.exists(order):
-            point, number = Path(order).read_text().split()
-            left = int(number)
-            os.unlink(order)
+            with contextlib.suppress(FileNotFoundError):  # it was taken back just now
+                point, number = Path(order).read_text().split()
+                left = int(number)
+                os.unlink(order)
         if passed == point:
             left -= 1
             if left == 0:

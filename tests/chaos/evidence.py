@@ -19,7 +19,7 @@ from chaos.load import Record
 from chaos.supervised import Life
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.journal import Entry, PartitionRow, Row, decode_record
-from tallygate.schemas.topics import DEAD_LETTERS, JOURNAL, REQUESTS, USAGE, reply_topic
+from tallygate.schemas.topics import DEAD_LETTERS, DECISIONS, JOURNAL, REQUESTS, USAGE, reply_topic
 
 _SILENCE_SECONDS: Final = 30.0
 
@@ -70,7 +70,7 @@ class Books:
     name: str
     decisions: list[tuple[str, str, str, bool]] = field(default_factory=list)  # customer, op, id, allowed
     postings: dict[tuple[str, str, str], int] = field(default_factory=dict)  # by customer, pool and account
-    usage: dict[str, list[int]] = field(default_factory=dict)  # by event: what was counted, each time
+    usage: dict[str, list[int]] = field(default_factory=dict)  # tokens, by the event that is named as the cause
     hourly: dict[tuple[str, str], int] = field(default_factory=dict)  # by customer and meter
     balances: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # by customer and grant
 
@@ -93,6 +93,7 @@ class Evidence:
     dead_letters: list[Raw]
     input_ends: dict[tuple[str, int], int]
     books: list[Books]
+    published: list[Raw] = field(default_factory=list)  # the topic of decisions
     killed: list[Killed] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)  # what `tallygate ledger verify` found
     troubles: list[str] = field(
@@ -206,13 +207,14 @@ def read_kafka(brokers: str, partitions: int, service: str, record: Record) -> E
         list(topic_records(brokers, DEAD_LETTERS)),
         inputs,
         [],
+        list(topic_records(brokers, DECISIONS)),
     )
 
 
 _QUESTIONS: Final = {
     "decisions": "SELECT customer, op, id, allowed FROM decisions",
     "postings": "SELECT customer, asset, account, toString(sum(amount)) AS total FROM postings GROUP BY ALL",
-    "usage": "SELECT cause_id, toString(quantity) AS quantity FROM usage WHERE cause_topic = 'tallygate.usage.v1'",
+    "usage": "SELECT cause_id, toString(quantity) AS quantity FROM usage WHERE meter = 'tokens'",
     "hourly": "SELECT customer, meter, toString(sum(quantity)) AS total FROM usage_hourly GROUP BY ALL",
     "balances": "SELECT customer, grant, toString(balance) AS b, toString(held) AS h FROM balances WHERE grant != ''",
 }

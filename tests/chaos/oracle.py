@@ -3,12 +3,13 @@
 Five numbers must be zero. *Lost*: an event or an answered request that the journal or ClickHouse does not hold, a
 poison record that is no dead letter. *Doubled*: one that counts more than once. *Overdraft*: a pool, budget or
 allowance of which more is consumed and held than there is, after any accepted entry, or one request id with two
-answers. *Unanswered*: a request without an answer. *Ledger mismatches*: journal, rows, ClickHouse and `ledger verify`
-say different things.
+answers. *Unanswered*: a request without an answer. *Ledger mismatches*: journal, rows, ClickHouse, what was
+published and `ledger verify` say different things.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -17,7 +18,7 @@ from chaos.load import AGENT_LIMIT, CREDITS, SEARCHES_LIMIT
 from tallygate.schemas.journal import Entry, GrantRow, ScopeRow
 from tallygate.schemas.partitions import partition_of
 from tallygate.schemas.reasons import DENIALS
-from tallygate.schemas.topics import USAGE
+from tallygate.schemas.topics import HEADER_RECORD_ID, USAGE
 
 #: Requests that change nothing: asked twice, they may be answered differently.
 READS = frozenset({"check", "estimate", "balance", "unknown"})
@@ -51,6 +52,7 @@ def judge(evidence: Evidence) -> Findings:
     _events(evidence, ledger, findings)
     _inputs(evidence, ledger, findings)
     _dead_letters(evidence, findings)
+    _published(evidence, ledger, findings)
     ledger.compare_rows()
     for books in evidence.books:
         _books(evidence, books, ledger, findings)
@@ -66,6 +68,7 @@ class Ledger:
         self.decisions: Counter[tuple[str, str, str, bool]] = Counter()
         self.events: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
+        self.deltas: dict[str, list[int]] = {}  # by the cause's event
         self.applied: dict[tuple[str, int], int] = {}
         self._usage: Counter[tuple[str, str]] = Counter()
         self._agents: dict[tuple[str, str], str] = {}  # by customer and hold
@@ -100,11 +103,11 @@ class Ledger:
             return
         new = {(topic, transition.partition): offset for topic, offset in transition.end.applied.items()}
         for entry in transition.entries:
-            for cause in entry.causes:
-                input = (cause.topic, cause.partition)
-                if cause.offset <= self.applied.get(input, -1):
-                    self._findings.doubled.append(f"{place}: {cause.topic} {cause.partition}@{cause.offset} once more")
-                if cause.offset > new.get(input, -1):
+            for topic, offset in _offsets_of(entry):
+                input = (topic, transition.partition)
+                if offset <= self.applied.get(input, -1):
+                    self._findings.doubled.append(f"{place}: {topic}@{offset} once more")
+                if offset > new.get(input, -1):
                     self._findings.ledger_mismatches.append(f"{place}: applies less than it says it was caused by")
         for input, offset in new.items():
             if offset < self.applied.get(input, -1):
@@ -113,13 +116,7 @@ class Ledger:
 
     def _take(self, entry: Entry, place: str) -> None:
         customer = entry.customer
-        for cause in entry.causes:
-            if cause.topic == USAGE:
-                self.events[cause.id] += 1
-        for delta in entry.usage:
-            self._usage[customer, delta.meter] += delta.quantity_nanos
-            if delta.meter == "tokens":
-                self.tokens[entry.causes[delta.cause].id] += delta.quantity_nanos
+        self._take_usage(entry, place)
         for decision in entry.decisions:
             self.decisions[customer, decision.op, decision.id, decision.allowed] += 1
             match decision.op:
@@ -145,6 +142,31 @@ class Ledger:
             if total:
                 self._findings.ledger_mismatches.append(f"{place}: postings of {asset} add up to {total}")
         self._check(entry, place)
+
+    def _take_usage(self, entry: Entry, place: str) -> None:
+        """Events that were counted together have one cause, that of the first, and one delta a meter."""
+        added: Counter[int] = Counter()
+        for delta in entry.usage:
+            self._usage[entry.customer, delta.meter] += delta.quantity_nanos
+            if delta.meter == "tokens":
+                added[delta.cause] += delta.quantity_nanos
+                self.deltas.setdefault(entry.causes[delta.cause].id, []).append(delta.quantity_nanos)
+        together: dict[int, Counter[str]] = {}
+        for group in entry.counted:
+            column = group.quantities[group.meters.index("tokens")]
+            for id, quantity in zip(group.ids, column, strict=True):
+                together.setdefault(group.cause, Counter())[id] += quantity
+                self.events[id] += 1
+        for number, cause in enumerate(entry.causes):
+            if cause.topic != USAGE:
+                continue
+            counted = together.get(number)
+            if counted is None:
+                self.events[cause.id] += 1
+                counted = Counter({cause.id: added[number]})
+            if counted.total() != added[number]:
+                self._findings.ledger_mismatches.append(f"{place}: {added[number]} added for {counted.total()} counted")
+            self.tokens += counted
 
     def _check(self, entry: Entry, place: str) -> None:
         customer = entry.customer
@@ -190,6 +212,15 @@ class Ledger:
             (key.split(b"\0")[0].decode(), row.id): (row.balance_nanos, row.held_nanos)
             for key, row in self._grants.items()
         }
+
+
+def _offsets_of(entry: Entry) -> Iterator[tuple[str, int]]:
+    """The inputs that the entry says it came of."""
+    for cause in entry.causes:
+        yield cause.topic, cause.offset
+    for group in entry.counted:
+        for offset in group.offsets:
+            yield USAGE, offset
 
 
 def _limit_of(row: ScopeRow) -> int | None:
@@ -275,6 +306,21 @@ def _dead_letters(evidence: Evidence, findings: Findings) -> None:
         findings.ledger_mismatches.append(f"{place} is a dead letter and was no poison")
 
 
+def _published(evidence: Evidence, ledger: Ledger, findings: Findings) -> None:
+    """Every decision was published; one that was published again says the same, byte for byte, under the same id."""
+    said: dict[bytes, set[bytes]] = {}
+    for record in evidence.published:
+        said.setdefault(record.headers[HEADER_RECORD_ID], set()).add(record.value or b"")
+    found: Counter[tuple[str, str, str, bool]] = Counter()
+    for id, values in said.items():
+        if len(values) > 1:
+            findings.ledger_mismatches.append(f"{id!r} was published with {len(values)} contents")
+        one = json.loads(next(iter(values)))
+        found[one["customer"], one["op"], one["id"], one["allowed"]] += 1
+    findings.lost += [f"decision {decision} was not published" for decision in ledger.decisions - found]
+    findings.doubled += [f"decision {decision} was published under two ids" for decision in found - ledger.decisions]
+
+
 def _books(evidence: Evidence, books: Books, ledger: Ledger, findings: Findings) -> None:
     """ClickHouse holds what the journal holds, each once."""
     booked = Counter(books.decisions)
@@ -282,14 +328,16 @@ def _books(evidence: Evidence, books: Books, ledger: Ledger, findings: Findings)
         findings.lost.append(f"{books.name}: decision {decision} is missing, {number} times")
     for decision, number in (booked - ledger.decisions).items():
         findings.doubled.append(f"{books.name}: decision {decision} is there {number} times too often")
-    for id, event in evidence.record.events.items():
+    for id, deltas in ledger.deltas.items():
         counted = books.usage.get(id, [])
-        if not counted:
-            findings.lost.append(f"{books.name}: event {id} is missing")
-        elif len(counted) > 1:
-            findings.doubled.append(f"{books.name}: event {id} is there {len(counted)} times")
-        elif counted != [event.tokens * CREDITS]:
-            findings.ledger_mismatches.append(f"{books.name}: event {id} counts {counted}, not {event.tokens}")
+        if len(counted) < len(deltas):
+            findings.lost.append(f"{books.name}: usage caused by event {id} is missing")
+        elif len(counted) > len(deltas):
+            findings.doubled.append(f"{books.name}: usage caused by event {id} is there {len(counted)} times")
+        elif sorted(counted) != sorted(deltas):
+            findings.ledger_mismatches.append(f"{books.name}: usage caused by event {id} is {counted}, not {deltas}")
+    for id in books.usage.keys() - ledger.deltas.keys():
+        findings.doubled.append(f"{books.name}: usage caused by event {id} is not in the journal")
     what = f"{books.name} and the journal: "
     findings.ledger_mismatches += [
         *(f"{what}postings of {each}" for each in _differing(ledger.sums, books.postings)),

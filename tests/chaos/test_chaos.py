@@ -130,7 +130,7 @@ def a_hold_without_room(evidence: Evidence) -> None:
 
 
 def an_event_nobody_booked(evidence: Evidence) -> None:
-    del evidence.books[0].usage[next(iter(evidence.record.events))]
+    del evidence.books[0].usage[next(iter(evidence.books[0].usage))]
 
 
 def a_decision_booked_twice(evidence: Evidence) -> None:
@@ -139,6 +139,16 @@ def a_decision_booked_twice(evidence: Evidence) -> None:
 
 def a_posting_booked_otherwise(evidence: Evidence) -> None:
     evidence.books[0].postings[next(iter(evidence.books[0].postings))] += 1
+
+
+def a_decision_nobody_published(evidence: Evidence) -> None:
+    gone = evidence.published[0].headers
+    evidence.published = [record for record in evidence.published if record.headers != gone]
+
+
+def a_decision_published_otherwise(evidence: Evidence) -> None:
+    first = evidence.published[0]
+    evidence.published.append(first._replace(value=(first.value or b"") + b" "))
 
 
 def a_dead_letter_gone(evidence: Evidence) -> None:
@@ -167,11 +177,13 @@ def verify_disagrees(evidence: Evidence) -> None:
         (decision_entry_removed, "lost"),
         (usage_entry_removed, "lost"),
         (an_event_nobody_booked, "lost"),
+        (a_decision_nobody_published, "lost"),
         (a_dead_letter_gone, "lost"),
         (decision_entry_doubled, "doubled"),
         (usage_entry_doubled, "doubled"),
         (a_decision_booked_twice, "doubled"),
         (a_posting_booked_otherwise, "ledger_mismatches"),
+        (a_decision_published_otherwise, "ledger_mismatches"),
         (a_dead_letter_with_other_bytes, "ledger_mismatches"),
         (verify_disagrees, "ledger_mismatches"),
     ],

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,19 @@ def test_the_commands_that_up_shows_work(up: Up, cli: CommandLine) -> None:
     assert "granted 1000 credits to acme" in granted.out
     assert "allowed: 75 credits are held until" in reserved.out
     assert re.search(r"credits +925 +75 +0", balance.out)
+
+
+def test_the_curl_lines_that_up_shows_work(up: Up) -> None:
+    lines = re.findall(r"^  (curl .*)$", up.said, re.MULTILINE)
+    assert len(lines) == 3
+    said = []
+    for line in lines:
+        ran = subprocess.run(["bash", "-c", f"{line} -sS"], capture_output=True, text=True, timeout=60, check=True)
+        said.append(json.loads(ran.stdout))
+    granted, reserved, balance = said
+    assert (granted["allowed"], granted["credits"]) == (True, "1000")
+    assert (reserved["allowed"], reserved["hold"]["credits"]) == (True, "75")
+    assert balance["pools"][0]["held"] in ("75", "150")  # the commands above may have held as much
 
 
 def test_reserve_settle_release(cli: CommandLine) -> None:

@@ -3,6 +3,8 @@ and counted once.
 """
 
 import json
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from confluent_kafka import Producer
 from asker import Asker, counted, records
 from command_line import CommandLine
 from kafka_fixture import PARTITIONS, Broker
+from tallygate.connectors.usage_batches import encode_batch
 from tallygate.schemas import topics
 from tallygate.schemas.catalog import Catalog, Feature, Meter
 from tallygate.schemas.partitions import partition_of
 from tallygate.schemas.requests import Balance, encode_request
+from tallygate.schemas.usage_batch import BatchId, batch_headers
 from worker_process import WorkerProcess
 
 
@@ -70,9 +74,23 @@ def listed(cli: CommandLine, *words: str) -> list[dict[str, Any]]:
     return found
 
 
-def settle(worker: WorkerProcess, asker: Asker, *customers: str) -> None:
-    """Whatever was put before into these customers' partitions is decided."""
-    asker.ask(*(Balance(id=f"settle-{id(asker)}-{c}-{len(asker.answers)}", customer=c) for c in customers))
+#: One customer in each partition.
+MARKERS = {partition_of(f"marker-{n}", PARTITIONS): f"marker-{n}" for n in range(40)}
+
+
+def all_decided(brokers: str, asker: Asker) -> None:
+    """Returns when whatever was put before is decided: a request and an event behind it are, in every partition."""
+    id = uuid.uuid4().hex
+    asker.ask(*(Balance(id=f"{id}-{number}", customer=customer) for number, customer in MARKERS.items()))
+    before = counted(brokers)
+    for number, customer in MARKERS.items():
+        put(brokers, topics.USAGE, event(id, customer, tokens=1, n=1), customer.encode(), number)
+    for _ in range(300):
+        now = counted(brokers)
+        if all(now.get(customer, 0) > before.get(customer, 0) for customer in MARKERS.values()):
+            return
+        time.sleep(0.1)
+    raise AssertionError("not all was decided")
 
 
 def test_a_poison_record_is_listed_shown_and_after_its_cause_is_gone_counted_once(
@@ -103,7 +121,7 @@ def test_a_poison_record_is_listed_shown_and_after_its_cause_is_gone_counted_onc
     with WorkerProcess(brokers, tmp_path, group="dead", crash=("dead_lettered", 1)) as dying:
         assert dying.ended() == -9
     with WorkerProcess(brokers, tmp_path, group="dead") as worker:
-        settle(worker, asker, "acme", *(f"c{n}" for n in range(12)))
+        all_decided(brokers, asker)
         assert len(list(records(brokers, topics.DEAD_LETTERS))) > 4
         letters = {letter["place"]: letter for letter in listed(cli)}
         assert letters.keys() == set(places.values())
@@ -147,7 +165,7 @@ def test_a_poison_record_is_listed_shown_and_after_its_cause_is_gone_counted_onc
         moved = cli("dead-letters", "replay", "--reason", "wrong_partition", "--yes")
         arrived = f"{topics.USAGE}/{home}/{_end(brokers, home) - 1}"
         assert moved.out == f"{places['lost']} -> {arrived}\n1 record sent again\n"
-        settle(worker, asker, "acme")
+        all_decided(brokers, asker)
         assert counted(brokers)["acme"] == 2
         again = [each for each in listed(cli) if each["place"] not in places.values()]
         assert [each["reason"] for each in again] == ["malformed"]
@@ -169,6 +187,32 @@ def test_a_poison_record_is_listed_shown_and_after_its_cause_is_gone_counted_onc
 
 def _end(brokers: str, partition: int) -> int:
     return max(r.offset for r in records(brokers, topics.USAGE) if r.partition == partition) + 1
+
+
+def test_a_batch_that_was_put_aside_counts_though_its_producer_went_on(
+    module_kafka: Broker, asker: Asker, cli: CommandLine, tmp_path: Path
+) -> None:
+    brokers = module_kafka.bootstrap
+    asker.apply(catalog(3, "n"))
+    home = partition_of("batched", PARTITIONS)
+
+    def batch(sequence: int, partition: int, events: int) -> str:
+        value = encode_batch([("batched", "llm.call", None, {"n": 1})] * events)
+        return put(brokers, topics.USAGE, value, None, partition, *batch_headers(BatchId("meter", 1, sequence)))
+
+    place = batch(1, (home + 1) % PARTITIONS, 5)
+    batch(2, home, 3)
+    with WorkerProcess(brokers, tmp_path, group="batches") as worker:
+        all_decided(brokers, asker)
+        [letter] = [each for each in listed(cli, "--reason", "wrong_partition") if each["place"] == place]
+        assert letter["customers"] == ["batched"]
+        assert counted(brokers)["batched"] == 3
+        for words in ((), ("--again",)):
+            sent = cli("dead-letters", "replay", place, *words)
+            assert sent.out.startswith(f"{place} -> {topics.USAGE}/{home}/"), sent
+            all_decided(brokers, asker)
+            assert counted(brokers)["batched"] == 8
+        assert worker.stop() == 0
 
 
 def test_the_original_bytes_come_out_as_they_were(

@@ -106,7 +106,7 @@ def test_topics_that_are_not_as_declared(
     assert "to do: run `tallygate topics`, which makes what is missing" in said.out
 
 
-def test_no_broker_is_one_line(cli: CommandLine) -> None:
-    away = cli("doctor", "--brokers", "127.0.0.1:1")
+def test_no_broker_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    away = CommandLine(monkeypatch, capfd)("doctor", "--brokers", "127.0.0.1:1")
     assert (away.code, away.out, away.err.count("\n")) == (3, "", 1)
     assert away.err.startswith("tallygate: no Kafka answers at 127.0.0.1:1 ")

@@ -4,13 +4,18 @@ import gzip
 import http.client
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import zstandard
 
-from gateway_stack import Stack, gateway_stack, wait_until
+from gateway_stack import CATALOG, Stack, gateway_stack, wait_until
 from kafka_fixture import Broker
+from tallygate.topologies.keys_topic import audit_log
+
+#: Days whose hours still take distinct values: they close after eight.
+DAY, NEXT_DAY = (f"{datetime.now(UTC) - timedelta(days=back):%Y-%m-%d}" for back in (3, 2))
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -33,7 +38,7 @@ def event(customer: str, id: str, tokens: int = 5, **more: Any) -> dict[str, Any
         "source": "/test",
         "type": "llm.call",
         "subject": customer,
-        "time": "2026-01-31T12:30:00Z",
+        "time": f"{DAY}T12:30:00Z",
         "data": data,
     }
 
@@ -151,11 +156,11 @@ def test_usage_and_ledger_from_clickhouse(stack: Stack) -> None:
     grant(stack, "initech", "100")
     events = [
         event("initech", "a", 5),
-        {**event("initech", "b", 7, team="sales"), "time": "2026-01-31T13:00:00Z"},
-        {**event("initech", "c", 9), "time": "2026-02-01T00:00:00Z"},
+        {**event("initech", "b", 7, team="sales"), "time": f"{DAY}T13:00:00Z"},
+        {**event("initech", "c", 9), "time": f"{NEXT_DAY}T00:00:00Z"},
     ]
     assert call("POST", "/v1/usage", events).status == 202
-    span = "from=2026-01-01T00:00:00Z&to=2026-03-01T00:00:00Z"
+    span = f"from={DAY}T00:00:00Z&to={NEXT_DAY}T01:00:00Z"
 
     def asked(query: str) -> Any:
         found = call("GET", f"/v1/customers/initech/usage?{span}&{query}")
@@ -168,10 +173,10 @@ def test_usage_and_ledger_from_clickhouse(stack: Stack) -> None:
     assert total["left_out"] == ["users"]
     daily = asked("meter=tokens&window=day")["usage"]
     assert [(row["window_at"], row["quantity"], row["events"]) for row in daily] == [
-        ("2026-01-31T00:00:00Z", "12", 2),
-        ("2026-02-01T00:00:00Z", "9", 1),
+        (f"{DAY}T00:00:00Z", "12", 2),
+        (f"{NEXT_DAY}T00:00:00Z", "9", 1),
     ]
-    teams = asked("meter=tokens&by=team&window=month&filter=team=research")["usage"]
+    teams = asked("meter=tokens&by=team&window=day&filter=team=research")["usage"]
     assert [(row["dimensions"], row["quantity"]) for row in teams] == [
         ({"team": "research"}, "5"),
         ({"team": "research"}, "9"),
@@ -207,6 +212,26 @@ def test_the_catalog(stack: Stack) -> None:
     assert broken.status == 422
     assert "features.a.meters.0: there is no meter 'none'" in broken.json["errors"][0]
     assert call("GET", "/v1/catalog").json == shown
+
+
+def test_every_administrative_change_is_in_the_audit_log(stack: Stack) -> None:
+    call = stack.gateway.call
+    grant(stack, "audited", "5")
+    conflict = {"amount": 1, "id": "order-1"}
+    assert call("POST", "/v1/customers/audited/grants", conflict).status == 200
+    assert call("POST", "/v1/customers/audited/grants", {**conflict, "amount": 2}).status == 409
+    assert call("POST", "/v1/catalog", CATALOG).status == 200
+    found = list(audit_log(stack.gateway.settings))
+    here = [record for record in found if record.customer == "audited"]
+    assert [record.outcome for record in here] == ["asked", "done", "asked", "done", "asked", "refused"]
+    assert here[-1].reason.startswith("id_conflict")
+    assert {(record.who, record.origin) for record in here} == {(stack.gateway.admin[3:15], "127.0.0.1")}
+    by_id = {record.id: record for record in found if record.outcome == "asked"}
+    assert all(record.id in by_id and record.at >= by_id[record.id].at for record in found)
+    applied = [record for record in found if record.action == "catalog.apply"]
+    assert (applied[-1].outcome, applied[-1].target) == ("done", "version 1")
+    # A question is no change.
+    assert not [record for record in found if record.action in ("check", "reserve", "balance")]
 
 
 def test_decisions_and_balances_are_streamed(stack: Stack) -> None:

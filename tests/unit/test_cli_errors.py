@@ -96,6 +96,13 @@ def test_a_wrong_setting_names_its_variable(cli: CommandLine, monkeypatch: pytes
     assert said.err.count("\n") == 1
 
 
+def test_up_starts_no_kafka_beside_settings_for_another(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TALLYGATE_KAFKA_CONFIG", '{"security.protocol": "SSL"}')
+    said = cli("up")
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith("tallygate: TALLYGATE_KAFKA_CONFIG is for a Kafka that is there: name it with --brokers")
+
+
 def test_pairs() -> None:
     assert pairs(["a=1", "b=x=y"], "-d") == {"a": "1", "b": "x=y"}
     assert pairs(None, "-d") == {}

@@ -77,6 +77,12 @@ def test_a_sound_cluster_has_one_line_for_each_area() -> None:
     assert "fine on a laptop; production wants three brokers" in laptop[1].said
 
 
+def test_more_than_declared_does_no_harm() -> None:
+    kept = changed(topics.USAGE, retention_ms="-1", max_message_bytes="9000000")
+    longer = changed(topics.JOURNAL, min_compaction_lag_ms=str(2 * DAY_MS), delete_retention_ms=str(9 * DAY_MS))
+    assert {each.state for different in (kept, longer) for each in look(topics=different)} == {State.OK}
+
+
 def uneven() -> dict[str, Topic | Hidden]:
     found = topic_facts()
     found[topics.REQUESTS] = Topic(dict.fromkeys(range(3), Copies(True, 3, 3)), found[topics.REQUESTS].config)  # type: ignore[union-attr]
@@ -109,6 +115,8 @@ def uneven() -> dict[str, Topic | Hidden]:
         ({"tails": {0: tail(applied=4), 1: tail()}, "waiting": {(topics.USAGE, 0): NOW - 4 * DAY_MS}}, "lag", BROKEN,
          "the oldest since 4 d", "before Kafka deletes it after 7 d"),
         ({"tails": HIDDEN}, "lag", LOOK, "how far the workers are cannot be seen", "operator"),
+        ({"ends": {place: 10 for place in ENDS if place[0] != topics.USAGE}}, "lag", LOOK,
+         "how much of tallygate.usage.v1 waits cannot be seen", "see topics"),
         ({"sink": HIDDEN}, "lag", LOOK, "how far the sink is cannot be seen", "operator"),
         ({"sink": {}}, "lag", LOOK, "no sink has ever noted", "tallygate sink"),
         ({"waiting": {(topics.JOURNAL, 1): NOW - HOUR_MS}}, "lag", LOOK, "the sink: 4 records", "tallygate sink"),

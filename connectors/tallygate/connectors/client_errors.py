@@ -7,7 +7,16 @@ would begin without one (`async with client.reserve(...)`). A refusal is always 
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.reasons import Reason
 
-__all__ = ["ClientClosed", "Denied", "NoAnswer", "NotConnected", "RefusedRequest", "TallygateError", "UsageLost"]
+__all__ = [
+    "BrokersAway",
+    "ClientClosed",
+    "Denied",
+    "NoAnswer",
+    "NotConnected",
+    "RefusedRequest",
+    "TallygateError",
+    "UsageLost",
+]
 
 
 class TallygateError(Exception):
@@ -16,6 +25,10 @@ class TallygateError(Exception):
 
 class NotConnected(TallygateError):
     """The client could not start: no broker answers, or a topic is missing."""
+
+
+class BrokersAway(NotConnected):
+    """No broker answers: starting again may succeed."""
 
 
 class ClientClosed(TallygateError):

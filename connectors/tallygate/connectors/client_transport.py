@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from tallygate.connectors.client_errors import ClientClosed, NoAnswer, NotConnected, TallygateError
+from tallygate.connectors.client_errors import BrokersAway, ClientClosed, NoAnswer, NotConnected, TallygateError
 from tallygate.connectors.kafka_security import Heard, contradiction, said_of
 from tallygate.schemas.answers import Answer, decode_answer
 from tallygate.schemas.requests import OPS, Balance, Check, Estimate, Request
@@ -167,6 +167,7 @@ class Transport:
     def _connect(self, timeout: float) -> int:
         """Reads one reply partition, chosen at random, from its end on; blocks. What fails leaves nothing open."""
         until = time.monotonic() + timeout
+        self._heard = Heard()
         own = {"bootstrap.servers": self._brokers, "error_cb": self._remember, **self._kafka}
         group = {"group.id": f"{GROUP_CLIENT_PREFIX}{self._service}"}  # librdkafka asks for a name; no group is joined
         if wrong := contradiction(self._kafka):
@@ -200,7 +201,7 @@ class Transport:
                         f"Kafka at {self._brokers} does not let this client in: {self._heard.refused}"
                     ) from None
                 if time.monotonic() >= until:
-                    raise NotConnected(
+                    raise BrokersAway(
                         f"no Kafka broker answers at {self._brokers} within {timeout:g} s "
                         f"({self._trouble or _line(error)}): start it, or check its address and settings"
                     ) from None

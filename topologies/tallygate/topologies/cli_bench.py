@@ -45,7 +45,10 @@ def usage(
     ] = "single",
     rate: Annotated[int, typer.Option(min=0, max=50_000_000, help="Events a second; 0 finds what is held.")] = 0,
     seconds: Seconds = 30,
-    customers: Customers = 1_000,
+    customers: Annotated[
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Few of them make most calls. Default: 1000; 10000 for batches."),
+    ] = None,
     dimensions: Annotated[
         int, typer.Option(min=0, max=4, help="How many of model, team, agent and user an event carries.")
     ] = 1,
@@ -62,7 +65,7 @@ def usage(
     \b
     tallygate bench usage
     tallygate bench usage --rate 20000 --seconds 60 --json usage.json
-    tallygate bench usage --shape batch --customers 10000
+    tallygate bench usage --shape batch
     """
     from tallygate.topologies.bench import report
     from tallygate.topologies.bench.usage import UsageOptions, bench_usage, differences
@@ -71,7 +74,7 @@ def usage(
         shape=shape,
         rate=rate,
         seconds=seconds,
-        customers=customers,
+        customers=customers or (10_000 if shape == "batch" else 1_000),
         dimensions=dimensions,
         partitions=partitions,
         workers=workers,

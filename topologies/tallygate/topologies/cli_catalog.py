@@ -34,9 +34,12 @@ def apply(path: FileOrFolder, brokers: Brokers = None, data_dir: DataDir = None,
     from tallygate.schemas.catalog_diff import changes
     from tallygate.topologies.catalog_topic import publish
     from tallygate.topologies.catalog_yaml import read_files
+    from tallygate.topologies.keys_topic import audited
 
     file = read_files(path)
-    done = publish(settings_for(brokers, data_dir), file)
+    settings = settings_for(brokers, data_dir)
+    with audited(settings, "catalog.apply", "", {"from": path.name}):
+        done = publish(settings, file)
     version = done.catalog.version
     if json:
         print_json({"version": version, "changed": done.changed})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallygate.topologies.cli_options import Brokers, DataDir, Json, console, print_json, settings_for
-from tallygate.topologies.exits import Exit
+from tallygate.topologies.exits import Exit, Trouble
 
 if TYPE_CHECKING:
     from tallygate.topologies.local_stack import LocalStack
@@ -43,7 +43,7 @@ def up(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run all of Tallygate on this machine, until Ctrl-C: a Kafka, a worker and a sink. Data is kept.
+    """Run all of Tallygate on this machine, until Ctrl-C: a Kafka, a worker, a sink, a gateway. Data is kept.
 
     The other commands find it by themselves.
 
@@ -65,9 +65,10 @@ def up(
         check_addresses(settings)
         kafka = None
         if "kafka_brokers" not in settings.model_fields_set:
+            _check_in_clear(settings)
             kafka = LocalKafka(settings.data_dir / "kafka", port or None, on_progress=out.print)
         example = stack.enter_context(data_path("catalog.yaml"))
-        local = LocalStack(settings, kafka, example=example, catalog=catalog, say=out.print)
+        local = LocalStack(settings, kafka, example=example, catalog=catalog, say=out.print, gateway=True)
         with local:
             note(local.settings.kafka_brokers)
             local.wait_ready()
@@ -100,6 +101,18 @@ def stop_on_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def _check_in_clear(settings: "Settings") -> None:
+    """A Kafka that is started here talks in clear, on loopback: security settings are for another."""
+    from tallygate.connectors.kafka_security import protocol_of
+
+    if protocol_of(settings.kafka_config) != "PLAINTEXT":
+        raise Trouble(
+            Exit.WRONG,
+            "TALLYGATE_KAFKA_CONFIG is for a Kafka that is there: name it with --brokers, or unset the variable, "
+            "and a Kafka is started here, in clear",
+        )
+
+
 def _show_up(local: "LocalStack", data_dir: Path | None) -> None:
     from rich.panel import Panel
     from rich.text import Text
@@ -108,6 +121,7 @@ def _show_up(local: "LocalStack", data_dir: Path | None) -> None:
     feature = local.catalog.features[0].name if local.catalog.features else "FEATURE"
     where = f" --data-dir {data_dir}" if data_dir is not None else ""
     rows = [
+        ("HTTP", local.gateway_url),
         ("Kafka", settings.kafka_brokers),
         ("catalog", f"version {local.catalog.version}"),
         ("metrics", _metrics_line(settings)),
@@ -124,11 +138,32 @@ def _show_up(local: "LocalStack", data_dir: Path | None) -> None:
     text.append("\nCtrl-C ends it.")
     out = console()
     out.print(Panel(text, title="Tallygate is up", title_align="left", expand=False))
+    if local.gateway_url:
+        _show_http(local, feature)
     for report in local.topics:
         for difference in report.differences:
             out.print(
                 f"note: topic {report.name} differs: {difference.what} is {difference.found}, not {difference.wanted}"
             )
+
+
+def _show_http(local: "LocalStack", feature: str) -> None:
+    """Beside the panel, unbroken: what stands there is to be copied."""
+    from tallygate.topologies.keys_topic import LOCAL_KEY_FILE, local_key
+
+    key = local_key(local.settings)
+    typer.echo(
+        f"\nAPI key, for everything (kept in {local.settings.data_dir / LOCAL_KEY_FILE}):\n\n  {key}\n\nOver HTTP:\n"
+    )
+    reserve = f'{{"customer": "acme", "feature": "{feature}", "credits": "75"}}'
+    for path, body in (
+        ("/v1/customers/acme/grants", '{"amount": "1000"}'),
+        ("/v1/reserve", reserve),
+        ("/v1/customers/acme/balance", ""),
+    ):
+        data = f" --json '{body}'" if body else ""
+        typer.echo(f"  curl {local.gateway_url}{path} -H 'Authorization: Bearer {key}'{data}")
+    typer.echo("")
 
 
 def _metrics_line(settings: "Settings") -> str:

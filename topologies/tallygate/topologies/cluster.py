@@ -107,5 +107,6 @@ class Cluster:
                     self._watch.away("worker", self._heard.last or error.args[0].str())
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
+                self._heard.refused = ""
                 self._watch.back("worker")
                 return answer

@@ -165,7 +165,8 @@ def _topics(admin: AdminClient, names: list[str]) -> dict[str, Topic | Hidden]:
 
 def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str] | Hidden]:
     found: dict[str, dict[str, str] | Hidden] = {}
-    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in names])
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    asked = admin.describe_configs(resources, request_timeout=ASK_SECONDS)
     for resource, future in asked.items():
         try:
             found[resource.name] = {name: entry.value or "" for name, entry in future.result().items()}

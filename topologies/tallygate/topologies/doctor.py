@@ -5,14 +5,14 @@ A function of the facts: one finding or more for each of topics, replication, la
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tallygate.schemas import topics
 from tallygate.schemas.instants import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from tallygate.topologies.cluster import NEEDED
-from tallygate.topologies.cluster_facts import Disk, Facts, Group, Hidden, Tail, Topic
+from tallygate.topologies.cluster_facts import Copies, Disk, Facts, Group, Hidden, Tail, Topic
 
 _GIB: Final = 1024**3
 _INPUTS: Final = (topics.USAGE, topics.REQUESTS)
@@ -20,6 +20,10 @@ _CO_PARTITIONED: Final = (*_INPUTS, topics.JOURNAL)
 _MIN_LAG: Final = "min.compaction.lag.ms"
 #: Without these as declared, money is at stake: state deleted, transitions refused, time moved by a producer's clock.
 _VITAL: Final = ("cleanup.policy", "message.timestamp.type", "max.message.bytes")
+
+#: More than declared does no harm.
+_AT_LEAST: Final = ("max.message.bytes", "retention.ms", "delete.retention.ms", _MIN_LAG)
+_ENDLESS: Final = "-1"
 
 
 class State(StrEnum):
@@ -103,7 +107,7 @@ def _config(spec: topics.TopicSpec, config: Mapping[str, str] | Hidden) -> _Foun
         return
     for name, wanted in spec.config.items():
         found = config.get(name, "")
-        if found == wanted or (name == "max.message.bytes" and found.isdecimal() and int(found) > int(wanted)):
+        if found == wanted or (name in _AT_LEAST and (found == _ENDLESS or int(found or "0") >= int(wanted))):
             continue
         yield (
             State.BROKEN if name in _VITAL else State.LOOK,
@@ -112,52 +116,64 @@ def _config(spec: topics.TopicSpec, config: Mapping[str, str] | Hidden) -> _Foun
         )
 
 
+class _Part(NamedTuple):
+    topic: str
+    number: int
+    copies: Copies
+    needed: int  # in step, before a record counts
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.number}"
+
+
 def _replication(facts: Facts) -> _Found:
     parts = [
-        (name, number, copies, topic.config)
+        _Part(name, number, copies, _insync(topic.config))
         for name, topic in facts.topics.items()
         if isinstance(topic, Topic)
         for number, copies in topic.partitions.items()
     ]
     if not parts:
-        yield State.LOOK, "no topic can be looked at", "see above"
+        yield State.LOOK, "no topic can be looked at", "see topics"
         return
-    sound = True
-    away = [(n, p) for n, p, copies, _ in parts if not copies.leader]
-    refusing = [(n, p) for n, p, copies, config in parts if copies.leader and copies.in_sync < _insync(config)]
-    behind = [(n, p) for n, p, copies, config in parts if copies.leader and _insync(config) <= copies.in_sync]
-    behind = [(n, p) for n, p in behind if _lacks_a_copy(facts, n, p)]
-    for state, hit, text, todo in (
-        (State.BROKEN, away, "have no leader: nothing is written or read there", "start the brokers that hold them"),
-        (State.BROKEN, refusing, "have too few copies in step: nothing is written there", "look at the brokers away"),
-        (State.LOOK, behind, "have copies that are not in step", "look at the brokers that are away or behind"),
-    ):
-        if hit:
-            sound = False
-            yield state, f"{_some(f'{name}/{number}' for name, number in hit)} {text}", todo
-    fewest = min(copies.replicas for _, _, copies, _ in parts)
+    faults = list(_copy_faults(parts))
+    yield from faults
+    fewest = min(part.copies.replicas for part in parts)
     if fewest >= 3:
-        if weak := sorted({n for n, _, _, config in parts if isinstance(config, dict) and _insync(config) < 2}):
-            sound = False
+        if weak := sorted({part.topic for part in parts if part.needed == 1}):
             todo = "kafka-configs.sh --alter --topic … --add-config min.insync.replicas=2"
             yield State.LOOK, f"one copy in step is enough for {_some(weak)}: it may be lost with its broker", todo
-        if sound:
+        elif not faults:
             yield State.OK, f"{fewest} copies of everything on {facts.brokers} brokers, all in step", ""
-    elif facts.brokers == 1:
-        if sound:
-            yield State.OK, "one copy on one broker: fine on a laptop; production wants three brokers", ""
-    else:
+    elif facts.brokers > 1:
+        copies = "1 copy" if fewest == 1 else f"{fewest} copies"
+        todo = "three copies survive the loss of a broker: kafka-reassign-partitions.sh adds them"
+        yield State.LOOK, f"there are partitions with {copies}, on {facts.brokers} brokers", todo
+    elif not faults:
+        yield State.OK, "one copy on one broker: fine on a laptop; production wants three brokers", ""
+
+
+def _copy_faults(parts: list[_Part]) -> _Found:
+    away = [part for part in parts if not part.copies.leader]
+    refusing = [part for part in parts if part.copies.leader and part.copies.in_sync < part.needed]
+    behind = [
+        part for part in parts if part.copies.leader and part.needed <= part.copies.in_sync < part.copies.replicas
+    ]
+    if away:
+        yield (
+            State.BROKEN,
+            f"{_some(away)} have no leader: nothing is written or read there",
+            "start the brokers of these",
+        )
+    if refusing:
+        todo = "start the brokers that are away, or look at their disks"
+        yield State.BROKEN, f"{_some(refusing)} have too few copies in step: nothing is written there", todo
+    if behind:
         yield (
             State.LOOK,
-            f"there are partitions with {fewest} {'copy' if fewest == 1 else 'copies'}, on {facts.brokers} brokers",
-            "three copies survive the loss of a broker: kafka-reassign-partitions.sh adds them",
+            f"{_some(behind)} have copies that are not in step",
+            "look at the brokers that are away or behind",
         )
-
-
-def _lacks_a_copy(facts: Facts, name: str, number: int) -> bool:
-    topic = facts.topics[name]
-    assert isinstance(topic, Topic)
-    return topic.partitions[number].in_sync < topic.partitions[number].replicas
 
 
 def _insync(config: Mapping[str, str] | Hidden) -> int:
@@ -172,6 +188,9 @@ def _lag(facts: Facts, limits: Limits) -> _Found:
         return
     applied = {number: tail.row.applied for number, tail in facts.tails.items() if tail.row is not None}
     for topic in _INPUTS:
+        if not any(name == topic for name, _ in facts.ends):
+            yield State.LOOK, f"how much of {topic} waits cannot be seen", "see topics and replication"
+            continue
         lags = {
             number: end - applied.get(number, {}).get(topic, -1) - 1
             for (name, number), end in facts.ends.items()
@@ -205,7 +224,7 @@ def _one_lag(
     command = "tallygate sink" if who == "the sink" else "tallygate worker"
     return (
         worst,
-        f"{text} (partitions {_some(map(str, lags))})",
+        f"{text} (partitions {_some(lags)})",
         f"look whether `{command}` runs and what it says{gone}",
     )
 
@@ -308,7 +327,7 @@ def _ownership(facts: Facts, name: str, limits: Limits) -> _Found:
         since = f"for {_span(oldest)}" if oldest else "yet"
         yield (
             State.BROKEN,
-            f"partitions {_some(map(str, silent))}{whose} have not ticked {since}",
+            f"partitions {_some(silent)}{whose} have not ticked {since}",
             "look at that worker's log: it may be recovering, paused, or cut off; if it does not go on, end it",
         )
     elif isinstance(group, Group) and owned >= set(numbers) and group.state == "STABLE":
@@ -323,10 +342,10 @@ def _unowned(group: Group, name: str, free: list[int], stale: list[int]) -> _Fou
         todo = (
             "start `tallygate worker`" if not group.owners else "wait a moment; if it stays, look at the workers' logs"
         )
-        yield State.BROKEN, f"nobody owns partitions {_some(map(str, free))}", todo
+        yield State.BROKEN, f"nobody owns partitions {_some(free)}", todo
     elif free:
         todo = "is TALLYGATE_GROUP here the one of the workers?"
-        yield State.LOOK, f"nobody in group {name} owns partitions {_some(map(str, free))}, and yet they tick", todo
+        yield State.LOOK, f"nobody in group {name} owns partitions {_some(free)}, and yet they tick", todo
     elif group.state != "STABLE":
         yield State.LOOK, f"group {name} is sharing out its partitions anew", "ask again in a moment"
 
@@ -340,8 +359,8 @@ def _tails(facts: Facts) -> list[Tail]:
     return [] if isinstance(facts.tails, Hidden) else list(facts.tails.values())
 
 
-def _some(names: Iterable[str], shown: int = 8) -> str:
-    names = list(names)
+def _some(things: Iterable[object], shown: int = 8) -> str:
+    names = [str(thing) for thing in things]
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 

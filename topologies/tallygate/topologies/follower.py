@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tallygate.pipeline.fence import Fence, Verdict
 from tallygate.pipeline.replay import Write, table_writes
-from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, split_key
+from tallygate.schemas.journal import ENTRY_KIND, OPEN_KEY, PARTITION_KEY, split_key
 from tallygate.schemas.records import Record
 from tallygate.schemas.topics import HEADER_SEQ, HEADER_TERM
 from tallygate.topologies.ports import Pair
@@ -34,6 +34,7 @@ class Follower:
         self._headers: tuple[tuple[str, bytes], ...] = ()  # those of one batch are alike, and read once
         self._term_and_seq = 0, 0
         self._own = -1, -1
+        self._own_records: Sequence[Pair] = ()
 
     def take(self, record: Record) -> Verdict:
         """Judges the next record. What is accepted goes into the table with the next `flush`."""
@@ -49,6 +50,9 @@ class Follower:
                 self._writes += table_writes(key, record.value)
             if self._stale:
                 self._stale.pop(key, None)
+                if key == PARTITION_KEY and self._term_and_seq == self._own:
+                    for own, _ in self._own_records:
+                        self._stale.pop(own, None)
         elif verdict is Verdict.STALE:
             self.stale_records += 1
             if key != OPEN_KEY:
@@ -56,16 +60,17 @@ class Follower:
         self._next_offset, self._written_at = record.offset + 1, record.timestamp_ms
         return verdict
 
-    def expect(self, term: int, seq: int) -> None:
-        """The transition that comes next is the reader's own: it knows the writes, and hands them to `took_own`."""
-        self._own = term, seq
+    def expect(self, term: int, seq: int, records: Sequence[Pair]) -> None:
+        """The transition that comes next is the reader's own: it knows the writes, and hands them to `took_own`.
 
-    def took_own(self, records: Sequence[Pair], writes: Sequence[Write]) -> None:
+        What lies stale before the batch's last record is written again by it. What lies behind it is not, although
+        both may be read at once.
+        """
+        self._own, self._own_records = (term, seq), records
+
+    def took_own(self, writes: Sequence[Write]) -> None:
         """The last record of what `expect` said has been taken, so all of it is in the journal."""
         self._writes += writes
-        if self._stale:
-            for key, _ in records:
-                self._stale.pop(key, None)
 
     @property
     def pending_writes(self) -> int:

@@ -19,27 +19,34 @@ import uvicorn
 import uvloop
 
 from tallygate.connectors.clickhouse_questions import QuestionError
-from tallygate.connectors.client_errors import NotConnected
+from tallygate.connectors.client_errors import BrokersAway, NotConnected
 from tallygate.connectors.consuming import LaneTrouble, broker_watch
 from tallygate.connectors.gateway.app import build_app
 from tallygate.connectors.gateway.problems import unavailable
+from tallygate.connectors.gateway.protocol import BoundedHttp
 from tallygate.connectors.gateway.services import Applied, Gateway, GatewayConfig
+from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
 from tallygate.schemas.catalog import decode_catalog
 from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.records import Record
-from tallygate.schemas.topics import CATALOG, KEYS
+from tallygate.schemas.topics import AUDIT, CATALOG, KEYS
 from tallygate.topologies import catalog_topic, sql_server
 from tallygate.topologies.cluster import Cluster, ClusterTrouble
 from tallygate.topologies.followed_topic import FollowedTopic
+from tallygate.topologies.gateway_note import noted
 from tallygate.topologies.settings import ENV_PREFIX, Settings, parse_address
 from tallygate.topologies.sink_metrics import MetricsPage
+from tallygate.topologies.topic_reading import bounds
 
 logger = logging.getLogger(__name__)
 
 #: As in the worker: answers cross threads all the time.
 SWITCH_SECONDS: Final = 0.0005
 _AGAIN_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5
+#: Longer than what clients and proxies usually keep: the side that asks should be the one to close.
+_KEEP_ALIVE_SECONDS: Final = 75
 _SQL_AT_ONCE: Final = 2
 _SQL_SECONDS: Final = 20.0
 
@@ -54,7 +61,7 @@ def run_gateway(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         uvloop.run(serve(settings))
-    except (GatewayTrouble, ClusterTrouble, LaneTrouble, NotConnected) as error:
+    except (GatewayTrouble, ClusterTrouble, LaneTrouble, NotConnected, KafkaRefused, KafkaUnreachable) as error:
         logger.error("gateway: %s", error)
         return 1
     finally:
@@ -70,10 +77,14 @@ async def serve(settings: Settings, started: Callable[[Gateway, str], None] = la
         url = _url(listening, tls is not None)
         gateway = build_gateway(settings, url)
         ends.push_async_callback(gateway.close)
-        ends.callback(_serve_metrics(settings, gateway).close)
+        page = _serve_metrics(settings, gateway)
+        ends.callback(page.close)
+        if page.url:
+            logger.info("metrics on %s", page.url)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         server = _server(gateway, tls)
         serving = asyncio.create_task(server.serve([listening]))
+        ends.enter_context(noted(settings.data_dir, url))
         logger.info("gateway listens on %s", url)
         connecting = asyncio.create_task(connect(settings, gateway, ends, failed))
         connecting.add_done_callback(lambda _: started(gateway, url) if gateway.ready else None)
@@ -129,6 +140,8 @@ async def connect(
 
     cluster = Cluster(settings)
     await cluster.layout()
+    for topic in (KEYS, AUDIT):
+        await asyncio.to_thread(bounds, settings, topic, _LOOK_SECONDS)
     for topic, take in ((CATALOG, take_catalog), (KEYS, gateway.keys.take)):
         followed = FollowedTopic(settings, cluster, topic, take, trouble)
         ends.callback(followed.close)
@@ -151,9 +164,7 @@ async def _connect_client(settings: Settings, gateway: Gateway) -> None:
     while True:
         try:
             await gateway.client.start()
-        except NotConnected as error:
-            if "no Kafka broker answers" not in str(error):
-                raise
+        except BrokersAway as error:
             watch.away("gateway", str(error))
             await asyncio.sleep(_AGAIN_SECONDS)
         else:
@@ -176,10 +187,18 @@ def _take_catalog(gateway: Gateway, record: Record) -> None:
 def _sql(settings: Settings) -> Callable[[str], Awaitable[bytes]]:
     room = asyncio.Semaphore(_SQL_AT_ONCE)
 
+    def ended(work: "asyncio.Future[str]") -> None:
+        room.release()
+        if not work.cancelled():
+            work.exception()  # whoever asked may have gone
+
     async def ask(sql: str) -> bytes:
         try:
-            async with asyncio.timeout(_SQL_SECONDS), room:
-                return (await asyncio.to_thread(sql_server.ask, settings, sql, "jsonl")).encode()
+            async with asyncio.timeout(_SQL_SECONDS):
+                await room.acquire()
+                work = asyncio.ensure_future(asyncio.to_thread(sql_server.ask, settings, sql, "jsonl"))
+                work.add_done_callback(ended)  # a question goes on without its asker: so long it takes the room
+                return (await asyncio.shield(work)).encode()
         except TimeoutError:
             raise unavailable("no-clickhouse", f"ClickHouse did not answer within {_SQL_SECONDS:g} s") from None
         except sql_server.NobodyAnswers as error:
@@ -251,7 +270,7 @@ def _server(gateway: Gateway, tls: "tuple[str, str] | None") -> _Server:
     cert, key = tls or (None, None)
     config = uvicorn.Config(
         build_app(gateway),
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -259,6 +278,7 @@ def _server(gateway: Gateway, tls: "tuple[str, str] | None") -> _Server:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_STOP_SECONDS,
         ssl_certfile=cert,
         ssl_keyfile=key,

@@ -4,6 +4,7 @@ Every change is in the audit log before it is made, and its outcome before it is
 """
 
 import getpass
+import os
 import socket
 import time
 import uuid
@@ -15,15 +16,17 @@ import msgspec
 from confluent_kafka import KafkaException, Producer
 from msgspec.structs import replace
 
-from tallygate.connectors.gateway.keys import NewKey, new_key
+from tallygate.connectors.gateway.keys import NewKey, digest, new_key
 from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
 from tallygate.schemas.audit import AuditRecord, Outcome, decode_audit, encode_audit
 from tallygate.schemas.instants import SECOND_MS
-from tallygate.schemas.keys import KeyRecord, KeyUse, Scope, decode_keyed, encode_keyed, record_key
+from tallygate.schemas.keys import SCOPES, KeyRecord, KeyUse, Scope, decode_keyed, encode_keyed, record_key
 from tallygate.schemas.topics import AUDIT, KEYS
 from tallygate.topologies.exits import Exit, Trouble
 from tallygate.topologies.settings import Settings
 from tallygate.topologies.topic_reading import TIMEOUT_SECONDS, bounds, records
+
+LOCAL_KEY_FILE: Final = "gateway-key"
 
 
 class KnownKey(NamedTuple):
@@ -77,6 +80,23 @@ def create_key(
     with audited(settings, "key.create", made.record.id, _details(made.record)):
         _put(settings, made.record)
     return made
+
+
+def local_key(settings: Settings) -> str:
+    """The key for everything that `tallygate up` shows: kept in a file that only its user can read.
+
+    Made anew where this Kafka does not know it. Raises KafkaUnreachable, KafkaRefused, OSError.
+    """
+    path = settings.data_dir / LOCAL_KEY_FILE
+    text = path.read_text().strip() if path.exists() else ""
+    hashed = digest(text)
+    if any(known.record.hash == hashed and known.record.holds_at(_now()) for known in known_keys(settings)):
+        return text
+    made = create_key(settings, SCOPES, name="tallygate up")
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(made.text)
+    return made.text
 
 
 def rotate_key(settings: Settings, id: str, overlap_seconds: int) -> NewKey:
@@ -187,6 +207,7 @@ _CONFIG: Final = {"acks": "all", "enable.idempotence": True, "log_level": "2", "
 
 def _send(settings: Settings, topic: str, sent: list[tuple[bytes, bytes]]) -> None:
     """Returns when the broker has confirmed all of it."""
+    bounds(settings, topic)  # says what to do where it is missing; a broker might make it, in its own way
     failed: list[str] = []
     producer = Producer({**settings.librdkafka, **_CONFIG, "message.timeout.ms": str(int(TIMEOUT_SECONDS * 1000))})
     try:

@@ -1,4 +1,4 @@
-"""The whole of Tallygate on one machine: a Kafka, a worker and a sink as child processes, for `up` and `demo`.
+"""The whole of Tallygate on one machine: a Kafka, a worker, a sink, a gateway as child processes; for `up` and `demo`.
 
 Members end with this process, however it ends (`kafka_watch`). A member that ends by itself is started again, with
 growing pauses, and not for ever: what fails `RESTARTS_MAX` times within a minute needs a person.
@@ -26,6 +26,7 @@ from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.topics import topic_specs
 from tallygate.topologies.catalog_topic import newest_catalog, publish
 from tallygate.topologies.catalog_yaml import read_files
+from tallygate.topologies.gateway_note import is_ready, listening_url
 from tallygate.topologies.settings import ENV_PREFIX, Settings, parse_address
 from tallygate.topologies.sql_server import ask
 
@@ -45,7 +46,7 @@ class StackError(Exception):
 
 
 class Member:
-    """A child process that is kept running: a `worker` or a `sink`. Several of one role have names of their own."""
+    """A child process that is kept running: `worker`, `sink` or `gateway`. Several of one role have their own names."""
 
     def __init__(self, role: str, settings: Settings, folder: Path, say: Say, name: str = "") -> None:
         self.role = role
@@ -141,14 +142,17 @@ class LocalStack:
         services: tuple[str, ...] = ("cli",),
         say: Say = lambda line: None,
         workers: int = 1,
+        gateway: bool = False,
     ) -> None:
         self.settings = settings
+        self.gateway_url = ""
         self.topics: list[TopicReport] = []
         self.catalog = EMPTY
         self._kafka = kafka
         self._example = example
         self._catalog = catalog
-        self._services = services
+        self._gateway = gateway and bool(settings.gateway_address)
+        self._services = (*services, "gateway") if self._gateway else services
         self._say = say
         self._workers = workers
         self._members: list[Member] = []
@@ -191,13 +195,19 @@ class LocalStack:
             member.check()
 
     def wait_ready(self) -> None:
-        """Returns when the worker and the sink both answer. Raises StackError, also after `READY_SECONDS`."""
+        """Returns when the worker, the sink and the gateway answer. Raises StackError, also after `READY_SECONDS`."""
         until = time.monotonic() + READY_SECONDS
         with TallygateSync(
             self.settings.kafka_brokers, service=self._services[0], kafka=self.settings.kafka_config
         ) as client:
             self._wait("worker", lambda: _worker_answers(client), until)
         self._wait("sink", lambda: _sink_answers(self.settings), until)
+        if self._gateway:
+            self._wait("gateway", self._gateway_answers, until)
+
+    def _gateway_answers(self) -> bool:
+        self.gateway_url = listening_url(self.settings) or ""
+        return bool(self.gateway_url) and is_ready(self.gateway_url)
 
     def _wait(self, role: str, answers: Callable[[], bool], until: float) -> None:
         while not answers():
@@ -223,12 +233,15 @@ class LocalStack:
         self.topics = declare_topics(self.settings.librdkafka, specs)
         folder = self.settings.data_dir / "members"
         folder.mkdir(parents=True, exist_ok=True)
-        self._say("starting a worker and a sink" if self._workers == 1 else f"starting {self._workers} workers, a sink")
+        workers = "a worker" if self._workers == 1 else f"{self._workers} workers"
+        self._say(f"starting {workers}, a sink and a gateway" if self._gateway else f"starting {workers} and a sink")
         sink = self.settings.model_copy(update={"metrics_address": sink_metrics_address(self.settings)})
         self._members = [
             *(self._worker(number, folder) for number in range(1, self._workers + 1)),
             Member("sink", sink, folder, self._say),
         ]
+        if self._gateway:
+            self._members.append(Member("gateway", self.settings, folder, self._say))
         for member in self._members:
             member.start()
         self.catalog = self._apply(catalog)  # while the members start: they follow the topic
@@ -263,6 +276,8 @@ def sink_metrics_address(settings: Settings) -> str:
 def check_addresses(settings: Settings) -> None:
     """Whether members can listen where they are to. Raises StackError."""
     for name, address in (
+        ("GATEWAY_ADDRESS", settings.gateway_address),
+        ("GATEWAY_METRICS_ADDRESS", settings.gateway_metrics_address),
         ("METRICS_ADDRESS", settings.metrics_address),
         ("METRICS_ADDRESS", sink_metrics_address(settings)),
         ("SQL_ADDRESS", settings.sql_address),
