@@ -34,6 +34,8 @@ from tallygate.topologies.settings import Settings
 
 Answered = asyncio.Future[Any]
 
+#: More would not be faster, since they share one interpreter, and each reads tens of MB ahead.
+REPLAYS_AT_ONCE: Final = 2
 _AGAIN_SECONDS: Final = 0.5
 _REFUSALS: Final = (
     ClusterAuthorizationFailedError,
@@ -147,6 +149,7 @@ class JournalReader:
         self._timeout_seconds = settings.append_timeout_ms / 1000
         self._arrived: dict[int, deque[Chunk]] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._replaying = asyncio.Semaphore(REPLAYS_AT_ONCE)
         self._own: dict[int, _Own] = {}
         self._failed: dict[int, Exception] = {}
         self._lane = Lane(
@@ -241,13 +244,14 @@ class JournalReader:
                     return
                 take(record)
 
-        thread = asyncio.ensure_future(asyncio.to_thread(run))
-        try:
-            await asyncio.shield(thread)
-        except asyncio.CancelledError:
-            cancelled.set()
-            await thread
-            raise
+        async with self._replaying:
+            thread = asyncio.ensure_future(asyncio.to_thread(run))
+            try:
+                await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                cancelled.set()
+                await thread
+                raise
 
     def close(self) -> None:
         self._lane.close()

@@ -74,6 +74,18 @@ class Settings(BaseSettings):
         default=2000, ge=1, le=100_000, description="usage events decided in one step while none come"
     )
     step_requests_max: int = Field(default=256, ge=1, le=100_000, description="requests decided in one step")
+    standby: bool = Field(
+        default=False, description="follow the partitions of other workers, too, so that taking one over is quick"
+    )
+    accounts_cached_max: int = Field(
+        default=100_000,
+        ge=1_000,
+        le=100_000_000,
+        description="how many customers a worker keeps in memory",
+    )
+    table_memory_mb: int = Field(
+        default=256, ge=32, le=1_000_000, description="what a worker's local tables take of memory, all together"
+    )
     skip_deleted_inputs: bool = Field(
         default=False, description="go on though inputs were deleted (by retention) before a worker read them"
     )
