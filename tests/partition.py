@@ -134,7 +134,7 @@ class Partition:
             self.journal.append((key, value))
             self.rows.apply(table_writes(key, value))
         read_back = [write for key, value in transition.records for write in table_writes(key, value)]
-        assert list(transition.writes) == read_back, "an owner writes the same as whoever reads its journal"
+        assert list(transition.writes or ()) == read_back, "an owner writes the same as whoever reads its journal"
         self.state.commit(transition)
         self.transitions.append(transition)
         return transition

@@ -269,9 +269,11 @@ class Books:
         plan = self.catalogs[version].plans[0]
         credits, calls = self._used[customer, "team", team], self._used[customer, "calls", ""]
         for hold in self._admitted.values():
+            if hold.customer != customer:
+                continue  # in a batch, one customer's decisions all come before the next one's
             if hold.open and hold.expires_at <= at:
                 hold.open = False
-            if hold.open and hold.customer == customer:
+            if hold.open:
                 credits += hold.credits if hold.team == team else 0
                 calls += hold.calls
         [budget] = plan.budgets

@@ -64,8 +64,8 @@ def test_nothing_is_seen_before_the_batch_is_read_back() -> None:
         ("opened", False, 0, False),
         ("appended", False, 0, False),
         ("read_back", False, 0, False),
-        ("table_written", True, 0, False),
-        ("answered", True, 1, False),
+        ("answered", False, 1, False),
+        ("table_written", True, 1, False),
     ]
     assert life.done
 

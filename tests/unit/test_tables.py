@@ -5,13 +5,14 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from owner_world import Life, MemoryTable, World
 from tallygate.pipeline.replay import forgotten_range, seen_key
-from tallygate.topologies.tables import Position, RocksTable, TableBroken, cannot_resume
+from tallygate.topologies.tables import Position, RocksTable, TableBroken, TableMemory, cannot_resume
 from unit.test_owner import busy
 
 HOUR_MS = 3_600_000
@@ -161,3 +162,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TableBroken, match="TALLYGATE_DATA_DIR"):
         RocksTable(tmp_path / "file" / "0")
+
+
+def test_all_tables_of_a_process_share_their_memory(tmp_path: Path) -> None:
+    """More is written than all of them may buffer, and less into each than it would buffer alone."""
+    memory = TableMemory(32)
+    tables = [RocksTable(tmp_path / str(number), memory) for number in range(6)]
+    for lap in range(40):
+        for table in tables:
+            table.apply([(b"%d-%d" % (lap, n), random.randbytes(900)) for n in range(250)], Position(lap + 1))
+            assert memory.buffers.get_usage()
+    for _ in range(300):  # what is too much is on its way to disk
+        if memory.buffers.get_usage() <= 32 << 20:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"{memory.buffers.get_usage()} bytes are buffered")
+    assert all(len(table.scan(b"", b"\xff")) == 40 * 250 for table in tables)
+    for table in tables:
+        table.close()

@@ -100,6 +100,7 @@ def consumer_config(brokers: str, group: str) -> dict[str, Any]:
         "check.crcs": True,
         "fetch.min.bytes": 1,
         "fetch.queue.backoff.ms": 1,
+        "socket.nagle.disable": True,
         "reconnect.backoff.max.ms": 1000,
         # Errors come through callbacks, each once and in our words; librdkafka's log would repeat them on stderr.
         "log_level": 2,

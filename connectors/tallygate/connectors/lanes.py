@@ -190,7 +190,12 @@ class Lane:
 
     @property
     def unfinished_records(self) -> int:
-        return sum(run.records for run in self._current.values())
+        return sum(run.records for run in list(self._current.values()))
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """Of values; like `unfinished_records` it may be asked for in any thread."""
+        return sum(run.bytes for run in list(self._current.values()))
 
     async def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The offset that the next record of each partition will have, asked of the broker now.

@@ -5,6 +5,7 @@ dimensions falls into the concrete scope of every budget whose selector it match
 A customer's own budget stands in for the plan's of the same name.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -39,14 +40,16 @@ class Level(msgspec.Struct, frozen=True, gc=False):
         return not self.asked_nanos or self.asked_nanos <= self.remaining_nanos
 
 
-def budgets_of(draft: AccountDraft, offer: Offer) -> list[BudgetRow]:
+def budgets_of(draft: AccountDraft, offer: Offer) -> Sequence[BudgetRow]:
     """The customer's own budgets, and those of the plan, counted from the subscription's anchor."""
     found = draft.budgets.values()
-    if offer.budgets:
-        names = {budget.name for budget in found}
-        anchor = draft.anchor
-        found += [replace(each, anchor=anchor) for each in offer.budgets if each.name not in names]
-    return found
+    if not offer.budgets:
+        return found
+    of_plan = offer.budgets_from(draft.anchor)
+    if not found:
+        return of_plan
+    names = {budget.name for budget in found}
+    return [*found, *(each for each in of_plan if each.name not in names)]
 
 
 def levels(
@@ -74,6 +77,24 @@ def levels(
     return found
 
 
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """A budget in the one scope of it in which calls with the same dimensions fall."""
+
+    budget: BudgetRow
+    id: str
+    scope: dict[str, str]
+
+
+def places(found: Sequence[BudgetRow], dimensions: dict[str, str]) -> list[Place]:
+    """Where calls with these dimensions fall, narrowest first."""
+    places = []
+    for budget in found:
+        scope = concrete(budget.scope, dimensions)
+        if scope is not None:
+            places.append(Place(budget, f"{budget.name}\0{scope_text(scope)}", scope))
+    return sorted(places, key=lambda place: (-len(place.budget.scope), place.id))
+
+
 def concrete(selector: dict[str, str], dimensions: dict[str, str]) -> dict[str, str] | None:
     """The scope in which a call with these dimensions falls, or None."""
     scope = {}
@@ -87,11 +108,16 @@ def concrete(selector: dict[str, str], dimensions: dict[str, str]) -> dict[str, 
 
 def scope_row(draft: AccountDraft, budget: BudgetRow, scope: dict[str, str], at: int) -> ScopeRow:
     """Where a budget stands in one scope: afresh when its period has rolled over, with what is held still held."""
-    id = f"{budget.name}\0{scope_text(scope)}"
-    start = period_start(budget.period, at, budget.anchor)
-    row = draft.scopes.get(id)
+    return row_at(draft, Place(budget, f"{budget.name}\0{scope_text(scope)}", scope), at, budget.anchor)
+
+
+def row_at(draft: AccountDraft, place: Place, at: int, anchor: int | None) -> ScopeRow:
+    """The same, with periods counted from an anchor."""
+    budget = place.budget
+    start = period_start(budget.period, at, anchor)
+    row = draft.scopes.get(place.id)
     if row is None:
-        return ScopeRow(id, budget.name, scope, start)
+        return ScopeRow(place.id, budget.name, place.scope, start)
     if row.period_at != start:
         return replace(row, period_at=start, used_nanos=0, alerted=0)
     return row

@@ -8,7 +8,7 @@ import msgspec
 
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.hours import Hours
-from tallygate.pipeline.memory import digest, encode_memory, one_of
+from tallygate.pipeline.memory import digest, encode_memory, one_of, request_digest
 from tallygate.pipeline.rules import Rules
 from tallygate.pipeline.state import PartitionState, remembered_at
 from tallygate.pipeline.tariff import Tariff
@@ -59,16 +59,21 @@ class Draft:
         self.stream_at = self.hours.stream_at = max(self.stream_at, at)
 
     def look_up(self, inputs: Sequence[Input]) -> None:
-        """Asks the local table once which ids of all these usage events are known."""
+        """Asks the local table once which of all these ids are known."""
         first_at = last_at = 0  # stream time at the first of them, and at the last
+        every: list[bytes] = []
         for each in inputs:
             if isinstance(each, UsageInput):
-                source = each.source
-                last_at = max(last_at, self.stream_at, source.at)
-                first_at = first_at or last_at
-                self._digests[source.offset] = [digest(e.subject, "event", e.source, e.id) for e in each.events]
-        if self._digests:
-            every = [own for found in self._digests.values() for own in found]
+                found = [digest(e.subject, "event", e.source, e.id) for e in each.events]
+                self._digests[each.source.offset] = found
+                every += found
+            elif isinstance(each, RequestInput):
+                every.append(request_digest(each.request))
+            else:
+                continue
+            last_at = max(last_at, self.stream_at, each.source.at)
+            first_at = first_at or last_at
+        if every:
             self._looked_up = self.state.remembered(every, first_at, last_at)
 
     def digests(self, each: UsageInput) -> list[bytes]:

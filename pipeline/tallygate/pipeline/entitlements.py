@@ -129,14 +129,6 @@ def consume(draft: AccountDraft, found: list[Allowance], as_held: dict[str, int]
             draft.scopes.put(each.scope.id, replace(each.scope, used_nanos=used))
 
 
-def consume_all(draft: AccountDraft, each: Allowance) -> None:
-    """Count all that is asked to an allowance, as it stands by now."""
-    row = draft.scopes.get(each.scope.id)
-    if row is None or row.period_at != each.scope.period_at:
-        row = each.scope
-    draft.scopes.put(row.id, replace(row, used_nanos=row.used_nanos + each.asked_nanos))
-
-
 def wait_ms(each: Allowance, at: int) -> int | None:
     """How long until the next period includes what is asked, if what is held stays held; None: never."""
     ends = period_end(each.entitlement.period, each.scope.period_at, each.anchor)

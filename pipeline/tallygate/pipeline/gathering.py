@@ -14,14 +14,14 @@ of these is not so, the events are counted event by event.
 """
 
 import msgspec
+from msgspec.structs import replace
 
-from tallygate.pipeline import budgets, entitlements, holds
+from tallygate.pipeline import budgets, holds
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.credits import active_grants
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.entitlements import Allowance, access, allowances, offer_of
 from tallygate.pipeline.metering import Measured
-from tallygate.pipeline.tariff import Offer
 from tallygate.pipeline.weighing import ABSENT, Shape, Weighed
 from tallygate.schemas.catalog import CREDITS_UNIT, Feature
 from tallygate.schemas.events import UsageEvent
@@ -33,6 +33,7 @@ from tallygate.schemas.journal import (
     GrantRow,
     GroupCharge,
     GroupShare,
+    ScopeRow,
     UsageDelta,
     UsageRow,
     usage_id_of,
@@ -61,27 +62,36 @@ class Member(msgspec.Struct, frozen=True, gc=False):
 class Group:
     """Members with everything in common but id, time, offset and quantities; no meter is absent in one only."""
 
-    __slots__ = ("columns", "costs", "hour", "late", "members", "shape", "totals")
+    __slots__ = ("charges", "columns", "cost", "costs", "hour", "late", "members", "shape", "shares", "totals")
 
     def __init__(self, shape: Shape, hour: int, late: bool) -> None:
         self.shape = shape
         self.hour = hour
         self.late = late
         self.members: list[Member] = []
-        #: By place among the kind's meters, of those that are not absent; and their totals.
+        #: By place among the kind's meters, of those that are not absent; the totals by name.
         self.columns: dict[int, list[int]] = {}
         self.costs: dict[int, list[int]] = {}
         self.totals: dict[str, int] = {}
+        #: By feature, event by event; and all together.
+        self.charges: list[tuple[_Bill, list[int]]] = []
+        self.cost = 0
+        self.shares: list[GroupShare] = []
 
     def add_up(self) -> None:
-        kind = self.shape.kind
-        quantities = list(zip(*[one.weighed.quantities for one in self.members], strict=True))
-        costs = list(zip(*[one.weighed.costs for one in self.members], strict=True))
-        for place, column in enumerate(quantities):
+        meters, members = self.shape.kind.meters, self.members
+        if len(members) == 1:  # as most are where customers have many dimensions
+            weighed = members[0].weighed
+            for place, quantity in enumerate(weighed.quantities):
+                if quantity != ABSENT:
+                    self.columns[place], self.costs[place] = [quantity], [weighed.costs[place]]
+                    self.totals[meters[place].name] = quantity
+            return
+        costs = list(zip(*[one.weighed.costs for one in members], strict=True))
+        for place, column in enumerate(zip(*[one.weighed.quantities for one in members], strict=True)):
             if column[0] != ABSENT:
-                self.columns[place] = list(column)
-                self.costs[place] = list(costs[place])
-                self.totals[kind.meters[place].name] = sum(column)
+                self.columns[place], self.costs[place] = list(column), list(costs[place])
+                self.totals[meters[place].name] = sum(column)
 
 
 class Gathering:
@@ -107,81 +117,111 @@ class Gathering:
         self.members.append(one)
 
 
-class _Bill(msgspec.Struct, gc=False):
-    """What a feature is charged: for each of its groups, event by event."""
+class _Bill:
+    """What a feature is charged, and by whom it is paid; nobody: then all of it is owed in `pool`."""
 
-    feature: Feature
-    groups: list[tuple[Group, list[int]]]
-    total: int = 0
-    payer: GrantRow | None = None  # who pays, or nobody: then all of it is owed
-    pool: str = ""
+    __slots__ = ("cause", "feature", "free", "payer", "pool", "total")
+
+    def __init__(self, feature: Feature) -> None:
+        self.feature = feature
+        self.free: set[str] = set()  # meters that allowances include
+        self.total = 0
+        self.payer: GrantRow | None = None
+        self.pool = ""
+        self.cause = -1
+
+
+class _Raised:
+    """What is asked of a budget in one scope."""
+
+    __slots__ = ("asked", "place")
+
+    def __init__(self, place: budgets.Place) -> None:
+        self.place = place
+        self.asked = 0
 
 
 class _Counting:
-    """What was gathered, counted together; `bills` and `possible` look only, `do` changes the account."""
+    """What was gathered, counted together: `possible` only looks, `do` changes the account."""
 
     def __init__(self, draft: Draft, gathered: Gathering) -> None:
+        self._tariff = draft.tariff
         self._draft = draft
-        self._gathered = gathered
         self._account = gathered.account
+        self._first_at = gathered.first_at
         self._at = gathered.members[-1].counted_at
         self._groups = list(gathered.groups.values())
-        self._offer: Offer = offer_of(gathered.account, draft.tariff)
-        self._included: dict[str, list[tuple[Group, Allowance, str]]] = {}
+        self._offer = offer_of(gathered.account, draft.tariff)
         self._bills: dict[str, _Bill] = {}
+        self._included: list[Allowance] = []
+        self._rows: list[tuple[ScopeRow, int]] = []
 
     def possible(self) -> bool:
         """Whether the order of the events makes no difference."""
         for group in self._groups:
             group.add_up()
-        return self._bill() and self._find_payers() and self._levels_are_calm()
+        return self._allowances_hold() and self._find_payers() and self._budgets_are_calm()
 
     # ---- looking ----
 
-    def _bill(self) -> bool:
-        """What each feature is charged; False where an allowance ends in between."""
+    def _allowances_hold(self) -> bool:
+        """Finds what each feature is charged; False where an allowance ends in between."""
+        asked: dict[str, dict[str, int]] = {}
         for group in self._groups:
-            by_feature: dict[str, list[int]] = {}
+            kind = group.shape.kind
             for place in group.columns:
-                feature = group.shape.kind.features[place]
+                feature = kind.features[place]
                 if feature is not None:
-                    by_feature.setdefault(feature.name, []).append(place)
-            for name, places in by_feature.items():
-                feature = self._draft.tariff.features[name]
-                free = self._free(group, feature)
-                if free is None:
-                    return False
-                meters = group.shape.kind.meters
-                costs = [group.costs[place] for place in places if meters[place].name not in free]
-                each = [sum(parts) for parts in zip(*costs, strict=True)] if costs else []
-                bill = self._bills.get(name)
-                if bill is None:
-                    bill = self._bills[name] = _Bill(feature, [])
-                bill.groups.append((group, each))
-                bill.total += sum(each)
+                    quantities = asked.get(feature.name)
+                    if quantities is None:
+                        quantities = asked[feature.name] = {}
+                        self._bills[feature.name] = _Bill(feature)
+                    name = kind.meters[place].name
+                    quantities[name] = quantities.get(name, 0) + group.totals[name]
+        for bill in self._bills.values():
+            if not self._include(bill, asked[bill.feature.name]):
+                return False
+        for group in self._groups:
+            self._charge(group)
         return True
 
-    def _free(self, group: Group, feature: Feature) -> set[str] | None:
-        """The meters whose quantities allowances include; None where that depends on the event."""
-        right = access(self._account, self._draft.tariff, self._offer, feature)
+    def _include(self, bill: _Bill, quantities: dict[str, int]) -> bool:
+        """Finds the meters whose quantities allowances include; False where that depends on the event."""
+        right = access(self._account, self._tariff, self._offer, bill.feature)
         if not right.entitlements:
-            return set()
-        free: set[str] = set()
-        seen: set[str] = set()
-        for each in allowances(self._account, right, group.totals, self._at):
-            entitlement, meter = each.entitlement, each.entitlement.meter
-            if self._gathered.first_at < each.scope.period_at or meter in seen:
-                return None
-            seen.add(meter)
-            known = self._included.setdefault(each.scope.id, [])
-            asked = each.asked_nanos + sum(other.asked_nanos for _, other, _ in known)
-            if entitlement.beyond == "credits" and asked > each.remaining_nanos:
+            return True
+        met: set[str] = set()
+        for each in allowances(self._account, right, quantities, self._at):
+            meter = each.entitlement.meter
+            if self._first_at < each.scope.period_at or meter in met:
+                return False
+            met.add(meter)
+            if each.entitlement.beyond == "credits" and each.asked_nanos > each.remaining_nanos:
                 if each.remaining_nanos > 0:
-                    return None
+                    return False
                 continue
-            known.append((group, each, meter))
-            free.add(meter)
-        return free
+            bill.free.add(meter)
+            self._included.append(each)
+            places = [group for group in self._groups if meter in group.totals]
+            for group in places:
+                group.shares.append(GroupShare(each.scope.id, list(group.totals).index(meter)))
+        return True
+
+    def _charge(self, group: Group) -> None:
+        kind = group.shape.kind
+        by_feature: dict[str, list[int]] = {}
+        for place, costs in group.costs.items():
+            feature = kind.features[place]
+            if feature is None or kind.meters[place].name in self._bills[feature.name].free:
+                continue
+            so_far = by_feature.get(feature.name)
+            by_feature[feature.name] = costs if so_far is None else [a + b for a, b in zip(so_far, costs, strict=True)]
+        for name, each in by_feature.items():
+            if total := sum(each):
+                bill = self._bills[name]
+                bill.total += total
+                group.cost += total
+                group.charges.append((bill, each))
 
     def _find_payers(self) -> bool:
         """Who pays each bill; False where it takes more than one."""
@@ -204,88 +244,90 @@ class _Counting:
                 bill.pool = feature.pools[-1]
         return True
 
-    def _levels_are_calm(self) -> bool:
-        """Whether no budget begins a period or reaches a threshold."""
-        used: dict[str, int] = {}
+    def _budgets_are_calm(self) -> bool:
+        """Finds what budgets are asked for; False where one begins a period or reaches a threshold."""
+        raised: dict[str, _Raised] = {}
+        of_plan, anchor = not self._account.budgets.values(), self._account.anchor
         for group in self._groups:
-            for level in self._levels(group):
-                budget, row = level.budget, level.scope
-                if self._gathered.first_at < row.period_at:
-                    return False
-                if budgets.reports(budget):
-                    before = used.get(row.id, 0)
-                    used[row.id] = before + level.asked_nanos
-                    if budgets.would_report(budget, row, used[row.id]):
-                        return False
+            names = list(group.totals)
+            for place in self._places(group.shape):
+                unit = place.budget.unit
+                if unit == CREDITS_UNIT:
+                    column, asked = COST_COLUMN, group.cost
+                elif unit in group.totals:
+                    column, asked = names.index(unit), group.totals[unit]
+                else:
+                    continue
+                if asked:
+                    one = raised.get(place.id)
+                    if one is None:
+                        one = raised[place.id] = _Raised(place)
+                    one.asked += asked
+                    group.shares.append(GroupShare(place.id, column))
+        for one in raised.values():
+            budget = one.place.budget
+            row = budgets.row_at(self._account, one.place, self._at, anchor if of_plan else budget.anchor)
+            if self._first_at < row.period_at:
+                return False
+            if budgets.reports(budget) and budgets.would_report(budget, row, one.asked):
+                return False
+            self._rows.append((row, one.asked))
         return True
 
-    def _levels(self, group: Group) -> list[budgets.Level]:
-        cost = sum(sum(each) for bill in self._bills.values() for own, each in bill.groups if own is group)
-        return budgets.levels(self._account, self._offer, group.shape.dimensions, cost, group.totals, self._at)
+    def _places(self, shape: Shape) -> list[budgets.Place]:
+        """The budgets that events of a shape fall under; of a plan's they are the same for everybody on it."""
+        if self._account.budgets.values():
+            return budgets.places(budgets.budgets_of(self._account, self._offer), shape.dimensions)
+        found = shape.places.get(id(self._offer))
+        if found is None:
+            found = shape.places[id(self._offer)] = budgets.places(self._offer.budgets, shape.dimensions)
+        return found
 
     # ---- doing ----
 
     def do(self) -> None:
-        causes = {}
+        account = self._account
+        hours: dict[str, UsageRow] = {}
         for group in self._groups:
             one = group.members[0]
-            cause = Cause(one.topic, one.partition, one.offset, one.event.id)
-            causes[id(group)] = self._account.cause(cause)
-            self._record(group, causes[id(group)])
+            cause = account.cause(Cause(one.topic, one.partition, one.offset, one.event.id))
+            self._record(group, cause, hours)
+            self._remember(group, cause)
+        for id, row in hours.items():
+            account.usage.put(id, row)
         for bill in self._bills.values():
             if bill.total:
-                feature, first = bill.feature, causes[id(bill.groups[0][0])]
-                cap = feature.overage_nanos_max
-                holds.charge(self._account, feature.pools, bill.total, feature.name, cap, self._at, first)
-        for group in self._groups:
-            self._remember(group, causes[id(group)], self._use(group, causes[id(group)]))
+                feature, cap = bill.feature, bill.feature.overage_nanos_max
+                holds.charge(account, feature.pools, bill.total, feature.name, cap, self._at, bill.cause)
+        for each in self._included:
+            if each.asked_nanos:
+                used = each.scope.used_nanos + each.asked_nanos
+                account.scopes.put(each.scope.id, replace(each.scope, used_nanos=used))
+        for scope, asked in self._rows:
+            account.scopes.put(scope.id, replace(scope, used_nanos=scope.used_nanos + asked))
 
-    def _record(self, group: Group, cause: int) -> None:
+    def _record(self, group: Group, cause: int, hours: dict[str, UsageRow]) -> None:
         """The hour's rows, as `metering.record` writes them."""
-        account, late, count = self._account, group.late, len(group.members)
+        account, hour, count = self._account, group.hour, len(group.members)
+        late = count if group.late else 0
         for place in group.columns:
             meter, (kept, text) = group.shape.kind.meters[place], group.shape.kept[place]
-            total = group.totals[meter.name]
-            id = usage_id_of(meter.name, group.hour, text)
-            row = account.usage_hour(id, meter.name, group.hour, kept, meter.aggregation)
-            late_events = count if late else 0
-            after = UsageRow(
-                meter.name,
-                group.hour,
-                kept,
-                row.quantity_nanos + total,
-                row.events + count,
-                row.late_events + late_events,
-                row.latest_at,
-                row.since,
-                row.aggregation,
-            )
-            account.usage.put(id, after)
-            account.deltas.append(UsageDelta(meter.name, group.hour, kept, total, count, late_events, cause))
+            name, aggregation = meter.name, meter.aggregation
+            total = group.totals[name]
+            id = usage_id_of(name, hour, text)
+            row = hours.get(id) or account.usage_hour(id, name, hour, kept, aggregation)
+            sums = row.quantity_nanos + total, row.events + count, row.late_events + late
+            hours[id] = UsageRow(name, hour, kept, *sums, row.latest_at, row.since, row.aggregation)
+            account.deltas.append(UsageDelta(name, hour, kept, total, count, late, cause))
 
-    def _use(self, group: Group, cause: int) -> list[GroupShare]:
-        """Count what falls to allowances and budgets, each as it stands by now; which they were."""
-        shares = []
-        names = list(group.totals)
-        for known in self._included.values():
-            for own, each, meter in known:
-                if own is group:
-                    entitlements.consume_all(self._account, each)
-                    shares.append(GroupShare(each.scope.id, names.index(meter)))
-        for level in self._levels(group):
-            budgets.consume(self._account, [level], self._at, cause)
-            unit = level.budget.unit
-            shares.append(GroupShare(level.scope.id, COST_COLUMN if unit == CREDITS_UNIT else names.index(unit)))
-        return shares
-
-    def _remember(self, group: Group, cause: int, shares: list[GroupShare]) -> None:
+    def _remember(self, group: Group, cause: int) -> None:
         charges = []
-        for name, bill in self._bills.items():
-            for own, each in bill.groups:
-                if own is group and bill.total and any(each):
-                    payer = bill.payer
-                    paid = (payer.id, payer.category, payer.price_nanos) if payer else ("", "", 0)
-                    charges.append(GroupCharge(name, bill.pool, *paid, each))
+        for bill, each in group.charges:
+            if bill.cause < 0:
+                bill.cause = cause
+            payer = bill.payer
+            paid = (payer.id, payer.category, payer.price_nanos) if payer else ("", "", 0)
+            charges.append(GroupCharge(bill.feature.name, bill.pool, *paid, each))
         members = group.members
         counted = CountedEvents(
             cause,
@@ -300,7 +342,7 @@ class _Counting:
             list(group.totals),
             list(group.columns.values()),
             charges,
-            shares,
+            group.shares,
         )
         digests = [one.digest for one in members]
         self._account.counted.append((counted, digests))

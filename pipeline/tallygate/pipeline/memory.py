@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from tallygate.schemas.journal import COST_COLUMN, CountedEvents, HeldShare
-from tallygate.schemas.requests import Request
+from tallygate.schemas.requests import OPS, Request
 
 
 class Remembered(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -116,6 +116,10 @@ def digest(customer: str, kind: str, *parts: str) -> bytes:
     """16 bytes that stand for an id; kinds are `event`, `hold` or an operation."""
     text = "\0".join((customer, kind, *parts))
     return blake2b(text.encode(), digest_size=16).digest()
+
+
+def request_digest(request: Request) -> bytes:
+    return digest(request.customer, OPS[type(request)], request.id)
 
 
 def content_of(request: Request) -> str:

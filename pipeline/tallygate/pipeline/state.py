@@ -45,14 +45,14 @@ class PartitionState:
         self._scales = Scales(self._tariff)
 
     @classmethod
-    def load(cls, rows: Rows, partition: int) -> "PartitionState":
+    def load(cls, rows: Rows, partition: int, accounts_max: int = ACCOUNTS_CACHED_MAX) -> "PartitionState":
         """The state as the local table has it; an empty table is a new partition."""
         value = rows.get(PARTITION_KEY)
         if value is None:
-            return cls(partition, rows, PartitionRow({}, 0, 0))
+            return cls(partition, rows, PartitionRow({}, 0, 0), accounts_max)
         row = decode_record(value)
         assert isinstance(row, PartitionRow)
-        return cls(partition, rows, row)
+        return cls(partition, rows, row, accounts_max)
 
     def account(self, customer: str) -> Account:
         return self._accounts.get(customer) or Account.load(customer, self.rows)

@@ -1,13 +1,18 @@
 """The catalog prepared for look-ups: meters by event type, rates by meter, what a plan with its add-ons offers."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from tallygate.pipeline.rate_table import RateTable
 from tallygate.schemas.amounts import AMOUNT_NANOS_MAX, from_nanos
 from tallygate.schemas.catalog import Catalog, Entitlement, Meter, Plan, Rate
 from tallygate.schemas.journal import BudgetRow, RateLimitRow
 from tallygate.schemas.reasons import Reason, Refused
+
+#: For so many subscriptions, a plan's budgets are kept as they count for each.
+_ANCHORS_MAX: Final = 20_000
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,16 @@ class Offer:
     entitlements: dict[str, tuple[Entitlement, ...]] = field(default_factory=dict)
     budgets: tuple[BudgetRow, ...] = ()
     rate_limits: tuple[RateLimitRow, ...] = ()
+    _from: dict[int | None, tuple[BudgetRow, ...]] = field(default_factory=dict)
+
+    def budgets_from(self, anchor: int | None) -> tuple[BudgetRow, ...]:
+        """The budgets with their periods counted from an anchor."""
+        found = self._from.get(anchor)
+        if found is None:
+            if len(self._from) >= _ANCHORS_MAX:
+                self._from.clear()
+            found = self._from[anchor] = tuple(replace(each, anchor=anchor) for each in self.budgets)
+        return found
 
 
 NOTHING = Offer()

@@ -139,7 +139,7 @@ class Transition(msgspec.Struct, frozen=True):
     `records` are the journal records (key, value; None is a tombstone) of one batch, the partition row last; empty
     where nothing changes, and then the replies may go out at once. `events` were counted, `duplicates` known already;
     `ended` are the keys of rows of closed hours; it, `row` and `drafts` are what `PartitionState.commit` puts in force.
-    `writes` is what `replay.table_writes` makes of the records, for the one who knows them already.
+    `writes` is what `replay.table_writes` makes of the records, where that is known.
     """
 
     records: tuple[tuple[bytes, bytes | None], ...] = ()
@@ -149,6 +149,6 @@ class Transition(msgspec.Struct, frozen=True):
     events: int = 0
     duplicates: int = 0
     row: PartitionRow | None = None
-    writes: tuple[tuple[bytes, bytes | None], ...] = ()
+    writes: tuple[tuple[bytes, bytes | None], ...] | None = None
     drafts: tuple["AccountDraft", ...] = ()
     ended: tuple[bytes, ...] = ()

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from tallygate.pipeline.budgets import Place
 from tallygate.pipeline.metering import dimensions_of
 from tallygate.pipeline.tariff import Tariff
 from tallygate.schemas.amounts import AMOUNT_NANOS_MAX, NANOS, UNITS_MAX, AmountError, quantity_nanos
@@ -29,7 +30,7 @@ ABSENT: Final = -1
 class Shape:
     """Events of one type with the same dimensions; `rates` hold for event times in `[since, until)`."""
 
-    __slots__ = ("dimensions", "kept", "kind", "rates", "since", "until")
+    __slots__ = ("dimensions", "kept", "kind", "places", "rates", "since", "until")
 
     def __init__(self, kind: "Kind", dimensions: dict[str, str]) -> None:
         self.kind = kind
@@ -37,6 +38,8 @@ class Shape:
         kept = [{name: dimensions[name] for name in m.dimensions if name in dimensions} for m in kind.meters]
         #: By meter: the dimensions that it keeps, and their text.
         self.kept = [(each, scope_text(each)) for each in kept]
+        #: By a plan's offer (its identity: the catalog keeps them): the budgets that these dimensions fall under.
+        self.places: dict[int, list[Place]] = {}
         self.since = self.until = 0
         self.rates: list[Rate | None] = []
 

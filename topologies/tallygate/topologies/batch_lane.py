@@ -71,8 +71,13 @@ class Pace:
         self._asked_us = self._now_us()
 
     @property
+    def quiet(self) -> bool:
+        """Whether nobody has asked for a while."""
+        return self._now_us() - self._asked_us >= _QUIET_US
+
+    @property
     def part_us(self) -> int:
-        if self._now_us() - self._asked_us >= _QUIET_US:
+        if self.quiet:
             return QUIET_PART_US
         return max(PARTS_US // max(self.runs, 1), _PART_US_MIN)
 

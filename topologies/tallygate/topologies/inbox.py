@@ -30,13 +30,19 @@ from tallygate.topologies.usage_runs import RunReader
 
 #: A step of usage is also bounded in bytes: a batch record holds up to 10 000 events and comes alone.
 STEP_BYTES_MAX: Final = 256 * 1024
+CALM_BYTES_MAX: Final = 1024 * 1024
 
 
 class StepLimits(msgspec.Struct, frozen=True):
-    """How much one step takes: usage events (a record is never split) and requests."""
+    """How much one step takes: usage events (a record is never split) and requests.
+
+    `calm_events_max`: while no request comes to the worker (0: no more than else). Large steps cost less for each
+    event, and whoever asks meanwhile waits for them.
+    """
 
     events_max: int = 256
     requests_max: int = 256
+    calm_events_max: int = 0
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -201,16 +207,23 @@ class Inbox:
         self._usage.last = max(self._usage.last, applied(topics.USAGE))
         if self._batches is not None and self._batches.begun:
             return taken
-        while self._usage and events < self._limits.events_max:
+        events_max, bytes_max = self._usage_limits()
+        while self._usage and events < events_max:
             first = self._usage.next()
             if self._batches is not None and first.offset > self._usage.last and is_batch(first):
                 break
             size += len(first.value or b"")
-            if taken and size > STEP_BYTES_MAX:
+            if taken and size > bytes_max:
                 break
             one = self._pass(self._usage, taken, finished)
             events += len(one.events) if isinstance(one, UsageInput) else 1
         return taken
+
+    def _usage_limits(self) -> tuple[int, int]:
+        """How many events, and how many bytes, a step may take."""
+        if self._limits.calm_events_max and self._pace.quiet:
+            return self._limits.calm_events_max, CALM_BYTES_MAX
+        return self._limits.events_max, STEP_BYTES_MAX
 
     def _pass(self, lane: _Lane, taken: list[Taken], finished: list[Callable[[], object]]) -> Input | None:
         record = lane.next()

@@ -4,6 +4,7 @@ No metric carries a customer: there may be millions.
 """
 
 import contextlib
+from collections import Counter as Counted
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -59,6 +60,9 @@ class Metrics:
             "journal_round_trip_seconds", "From an append to its own records read back.", _ROUND_TRIP_SECONDS
         )
         self.lag_seconds = histogram("lag_seconds", "Age of an input when it was answered.", _LAG_SECONDS, "topic")
+        self.standby = gauge("standby_partitions", "Followed partitions whose tables lack nothing but the tail.")
+        self.unfinished_records = gauge("unfinished_records", "Records taken in and not in force yet.", "topic")
+        self.unfinished_bytes = gauge("unfinished_bytes", "The bytes of their values.", "topic")
         self.owned = gauge("owned_partitions", "Partitions that this worker owns.")
         self.term = gauge("term", "The term under which a partition is owned.", "partition")
         self.catalog = gauge("catalog_version", "The newest catalog this worker knows.")
@@ -70,10 +74,15 @@ class Metrics:
         """Counts what a transition decided, once it is in force."""
         self.events.inc(transition.events)
         self.duplicates.inc(transition.duplicates)
-        for outcome in transition.outcomes:
-            self.decisions.labels(outcome.op, outcome.outcome, outcome.reason.value).inc()
+        for (op, how, reason), count in Counted((o.op, o.outcome, o.reason) for o in transition.outcomes).items():
+            self.decisions.labels(op, how, reason.value).inc(count)
         for letter in transition.dead_letters:
             self.dead_letters.labels(letter.reason.value).inc()
+
+    def watch_unfinished(self, topic: str, unfinished: Callable[[str], tuple[int, int]]) -> None:
+        """What a lane has under way is asked for when somebody looks."""
+        self.unfinished_records.labels(topic).set_function(lambda: unfinished(topic)[0])
+        self.unfinished_bytes.labels(topic).set_function(lambda: unfinished(topic)[1])
 
     def forget(self, partition: int) -> None:
         """Drops the figures of a partition that is owned no more."""

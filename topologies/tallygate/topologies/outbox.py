@@ -30,7 +30,12 @@ _REPLY_MS_MAX: Final = 5_000
 _REPLY_QUEUE_KBYTES_MAX: Final = 64 * 1024
 _DEAD_LETTER_BYTES_MAX: Final = 4 * 1024 * 1024
 
-_COMMON: Final[dict[str, Any]] = {"linger.ms": 0, "log_level": 2, "error_cb": lambda error: None}
+_COMMON: Final[dict[str, Any]] = {
+    "linger.ms": 0,
+    "socket.nagle.disable": True,
+    "log_level": 2,
+    "error_cb": lambda error: None,
+}
 
 
 class ReplySender:

@@ -1,6 +1,6 @@
 """The owner of one partition: decides, journals, reads back, and only then lets anything be seen.
 
-    inputs ─▶ decide ─▶ dead letters ─▶ append one batch ─▶ read it back ─▶ local table ─▶ state ─▶ answers
+    inputs ─▶ decide ─▶ dead letters ─▶ append one batch ─▶ read it back ─▶ answers ─▶ local table ─▶ state
 
 The journal decides who owns a partition. An owner opens it with a record of a higher term; from there on every reader
 drops what former owners append. So a pause of any length, a second owner, or a lost acknowledgement can delay an
@@ -107,7 +107,7 @@ class PartitionOwner:
         self._decide_us = 0
         self._resumed: Catalog | None = None
         self._remembered_from = b""
-        self._records: dict[tuple[str, int], Record] = {}  # of the step under way, for its dead letters
+        self._step: tuple[Sequence[Taken], Sequence[Record]] = (), ()  # under way: the inputs, and the run's records
 
     # Opening
 
@@ -213,8 +213,7 @@ class PartitionOwner:
             inputs.append(self._tick())
         if inputs:
             part = step.part
-            of_run = part.records if part is not None else ()
-            self._records = {(r.topic, r.offset): r for r in (*(t.record for t in step.taken), *of_run)}
+            self._step = step.taken, part.records if part is not None else ()
             catalog = part.catalog if part is not None else self._ports.catalogs.newest
             await self._transit(inputs, self._rules, catalog)
             if part is not None:
@@ -287,8 +286,10 @@ class PartitionOwner:
     async def _put_in_force(self, transition: Transition) -> None:
         ports = self._ports
         if transition.dead_letters:
+            taken, of_run = self._step
+            known = {(record.topic, record.offset): record for record in (*(each.record for each in taken), *of_run)}
             await ports.dead_letters.put(
-                [(self._records[d.source.topic, d.source.offset], d.reason, d.message) for d in transition.dead_letters]
+                [(known[d.source.topic, d.source.offset], d.reason, d.message) for d in transition.dead_letters]
             )
             ports.at("dead_lettered")
         records = self._with_repairs(transition.records)
@@ -298,19 +299,21 @@ class PartitionOwner:
         await ports.journal.append(records, self.term, self._seq)
         ports.at("appended")
         await self._read_until(self.term, self._seq, transition.records[-1][1])
-        repaired = records[: len(records) - len(transition.records)]
-        writes = [write for key, value in repaired for write in table_writes(key, value)]
-        self._follower.took_own([*writes, *transition.writes])
+        of_rules = transition.writes
+        unknown = records if of_rules is None else records[: len(records) - len(transition.records)]
+        writes = [write for key, value in unknown for write in table_writes(key, value)]
+        self._follower.took_own([*writes, *(of_rules or ())])
         self._known_us = known_us
         ports.metrics.journal_seconds.observe((ports.clock.monotonic_us() - known_us) / 1e6)
         ports.metrics.journal_records.inc(len(records))
         ports.at("read_back")
+        # What is read back is decided, whatever becomes of the table, which is a copy: so nobody waits for that.
+        self._show(transition)
+        ports.at("answered")
         self._follower.flush()
         ports.at("table_written")
         self._state.commit(transition)
         self._forget()
-        self._show(transition)
-        ports.at("answered")
 
     def _with_repairs(self, records: Sequence[Pair]) -> list[Pair]:
         """The rows that stale records lie over, as far as they fit, in front of a transition's own records."""
@@ -367,12 +370,9 @@ class PartitionOwner:
     def _observe_lag(self, taken: Sequence[Taken]) -> None:
         """The age of each lane's oldest input of this step."""
         now = self._ports.clock.wall_ms()
-        seen = set()
-        for each in taken:
-            if each.record.topic not in seen:
-                seen.add(each.record.topic)
-                age_ms = max(0, now - each.record.timestamp_ms)
-                self._ports.metrics.lag_seconds.labels(each.record.topic).observe(age_ms / 1000)
+        first = {each.record.topic: each.record.timestamp_ms for each in reversed(taken)}
+        for topic, at in first.items():
+            self._ports.metrics.lag_seconds.labels(topic).observe(max(0, now - at) / 1000)
 
 
 def batch_bytes(records: Sequence[Pair]) -> int:

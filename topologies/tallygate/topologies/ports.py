@@ -54,7 +54,10 @@ class Journal(Protocol):
         ...
 
     async def append(self, records: Sequence[Pair], term: int, seq: int) -> None:
-        """Appends all of it as one batch, or nothing. Raises `AppendUnknown` where it cannot tell which."""
+        """Appends all of it as one batch, or nothing. Raises `AppendUnknown` where it cannot tell which.
+
+        It may return before the append is done; then `read` raises what goes wrong.
+        """
         ...
 
     async def read(self) -> Sequence[Record]:

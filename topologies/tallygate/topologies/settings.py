@@ -67,8 +67,25 @@ class Settings(BaseSettings):
         default=30_000, ge=1_000, le=600_000, description="how long one append may take before the worker ends"
     )
     tick_ms: int = Field(default=1_000, ge=10, le=60_000, description="how often the clock enters the journal")
-    step_events_max: int = Field(default=256, ge=1, le=100_000, description="usage events decided in one step")
+    step_events_max: int = Field(
+        default=100, ge=1, le=100_000, description="usage events decided in one step while requests come"
+    )
+    step_calm_events_max: int = Field(
+        default=2000, ge=1, le=100_000, description="usage events decided in one step while none come"
+    )
     step_requests_max: int = Field(default=256, ge=1, le=100_000, description="requests decided in one step")
+    standby: bool = Field(
+        default=False, description="follow the partitions of other workers, too, so that taking one over is quick"
+    )
+    accounts_cached_max: int = Field(
+        default=100_000,
+        ge=1_000,
+        le=100_000_000,
+        description="how many customers a worker keeps in memory",
+    )
+    table_memory_mb: int = Field(
+        default=256, ge=32, le=1_000_000, description="what a worker's local tables take of memory, all together"
+    )
     skip_deleted_inputs: bool = Field(
         default=False, description="go on though inputs were deleted (by retention) before a worker read them"
     )

@@ -152,6 +152,11 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
         self._unsettled: dict[Any, deque[Any]] = {}  # by TP: messages delivered and not acked, in order
         self._committable: dict[Any, int] = {}
 
+    def unfinished(self, topic: str) -> tuple[int, int]:
+        """Records delivered and not done with, and the bytes of their values; in any thread."""
+        lane = self._lanes.get(topic)
+        return (lane.unfinished_records, lane.unfinished_bytes) if lane else (0, 0)
+
     # The group.
 
     async def subscribe(self, topics: Collection[str]) -> None:

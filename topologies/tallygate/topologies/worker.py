@@ -55,7 +55,8 @@ from tallygate.topologies.owned import OwnedPartition
 from tallygate.topologies.owner import OwnerLimits, PartitionOwner, Ports
 from tallygate.topologies.ports import CrashPoint, OwnershipLost
 from tallygate.topologies.settings import Settings
-from tallygate.topologies.tables import RocksTable, TableBroken
+from tallygate.topologies.standby import Standby
+from tallygate.topologies.tables import RocksTable, TableBroken, TableMemory
 from tallygate.topologies.transport import Transport, app_settings, chunk_events, chunk_topic, transport_of
 from tallygate.topologies.usage_runs import Run, RunReader
 
@@ -74,6 +75,12 @@ _READERS: Final = 2
 #: What needs no explanation beyond its own words.
 _PLAIN: Final = (OwnershipLost, LaneTrouble, ClusterTrouble, MetricsError, TableBroken)
 
+#: How old a local table may be that is read on with: the journal keeps tombstones for twice as long, and an older one
+#: has missed some; the other half is for reading on.
+RESUME_MS_MAX: Final = (
+    next(int(spec.config["delete.retention.ms"]) for spec in topic_specs() if spec.name == JOURNAL) // 2
+)
+
 AtPoint = Callable[[CrashPoint], None]
 
 
@@ -86,10 +93,13 @@ class SystemClock:
 
 
 class Rulebook:
-    """`ports.Core`: the rules of `pipeline`."""
+    """`ports.Core`: the rules of `pipeline`. `accounts_max`: how many customers of a partition stay in memory."""
+
+    def __init__(self, accounts_max: int) -> None:
+        self._accounts_max = accounts_max
 
     def load(self, rows: Rows, partition: int, /) -> PartitionState:
-        return PartitionState.load(rows, partition)
+        return PartitionState.load(rows, partition, self._accounts_max)
 
     def decide(self, state: PartitionState, inputs: Any, catalog: Catalog, rules: Rules, /) -> Transition:
         return decide(state, inputs, catalog, rules)
@@ -103,6 +113,8 @@ class Worker:
         self._at = at
         self._clock = SystemClock()
         self._owned: dict[int, OwnedPartition] = {}
+        self._memory = TableMemory(settings.table_memory_mb)
+        self._standby: Standby | None = None
         self._ends: list[Callable[[], Any]] = []  # in the order in which things were begun
         self._pace = Pace(self._clock.monotonic_us)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="batches")
@@ -131,8 +143,15 @@ class Worker:
         self._catalogs = CatalogFollower(settings, self._cluster, self.metrics, self.fail)
         self._ends.append(self._catalogs.close)
         await self._catalogs.start()
+        if settings.standby:
+            self._standby = Standby(settings, self._open_table, RESUME_MS_MAX)
+            self._ends.append(self._standby.close)
+            self._standby.follow(range(self._layout.partitions))
+            self.metrics.standby.set_function(lambda: self._standby.caught_up if self._standby else 0)
         self.app = self._build_app()
         self._ends.append(self.app.stop)
+        for topic in (USAGE, REQUESTS):
+            self.metrics.watch_unfinished(topic, self.app.consumer.unfinished)
         await self.app.start()
         logger.info(
             "worker is ready: %s, %d partitions, %s", settings.kafka_brokers, self._layout.partitions, self._folder
@@ -202,6 +221,8 @@ class Worker:
     async def opening(self, partition: int) -> Mapping[str, int]:
         owned = self._owned[partition] = self._owner_of(partition)
         try:
+            if self._standby is not None:
+                await self._standby.release(partition)
             found = await owned.open()
             offsets = {topic: await self._begin(topic, partition, found.get(topic)) for topic in (USAGE, REQUESTS)}
         except Exception as error:  # noqa: BLE001  # whatever it is, the partition cannot be served
@@ -213,6 +234,8 @@ class Worker:
         await self._owned.pop(partition).close()
         self._count_owned()
         self.metrics.forget(partition)
+        if self._standby is not None:
+            self._standby.follow([partition])
 
     async def lost(self, partitions: Collection[int]) -> None:
         self.fail(OwnershipLost(f"the group has given partitions {sorted(partitions)} away: the session ended"))
@@ -237,12 +260,15 @@ class Worker:
             logger.error("%s; going on without them", lost)
         return max(begin, following)
 
+    def _open_table(self, partition: int) -> RocksTable:
+        return RocksTable(self._folder / str(partition), self._memory)
+
     def _owner_of(self, partition: int) -> OwnedPartition:
         settings, rules = self._settings, Rules()
         journal = KafkaJournal(partition, self._writer, self._reader, self._cluster)
         inbox = Inbox(
             Intake(self._layout.partitions, settings.reply_topics).read,
-            StepLimits(settings.step_events_max, settings.step_requests_max),
+            StepLimits(settings.step_events_max, settings.step_requests_max, settings.step_calm_events_max),
             RunReader(self._layout.partitions, rules),
             lambda call: self._read_batches(partition, call),
             run_bytes_max(self._layout.partitions),
@@ -250,7 +276,7 @@ class Worker:
         )
         ports = Ports(
             journal=journal,
-            open_table=lambda: RocksTable(self._folder / str(partition)),
+            open_table=lambda: self._open_table(partition),
             dead_letters=self._dead_letters,
             replies=self._replies,
             catalogs=self._catalogs,
@@ -261,9 +287,10 @@ class Worker:
         limits = OwnerLimits(
             tick_ms=settings.tick_ms,
             fresh_ms=settings.session_timeout_ms // 2,
-            resume_ms_max=_tombstones_kept_ms() // 2,  # the other half is for reading on
+            resume_ms_max=RESUME_MS_MAX,
         )
-        owner = PartitionOwner(partition, uuid.uuid4().hex, ports, Rulebook(), inbox, rules, limits)
+        core = Rulebook(max(1, settings.accounts_cached_max // self._layout.partitions))
+        owner = PartitionOwner(partition, uuid.uuid4().hex, ports, core, inbox, rules, limits)
         return OwnedPartition(owner, inbox, journal, self._clock, self.fail)
 
     def _read_batches(self, partition: int, call: Callable[[], Run]) -> Future[Run]:
@@ -337,8 +364,3 @@ def _line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" at {Path(f.filename).name}:{f.lineno}" for f in frame)
     return f"a bug{where}: {type(error).__name__}: {error}"
-
-
-def _tombstones_kept_ms() -> int:
-    """How long the journal keeps tombstones: a local table that is older has missed some."""
-    return next(int(spec.config["delete.retention.ms"]) for spec in topic_specs() if spec.name == JOURNAL)
