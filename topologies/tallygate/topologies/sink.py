@@ -87,7 +87,7 @@ class Sink:
             return False
         age = time.monotonic() - self._since
         full = self._records >= RECORDS_MAX or self._bytes >= BYTES_MAX
-        return full or age >= (BATCH_SECONDS if self._batch.filled() else QUIET_SECONDS)
+        return full or age >= (BATCH_SECONDS if self._batch.has_rows else QUIET_SECONDS)
 
     def _flush(self) -> None:
         moved = {t.partition: t.position for t in self._reader.tracks.values() if t.position != t.saved}
