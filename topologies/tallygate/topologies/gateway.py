@@ -77,7 +77,10 @@ async def serve(settings: Settings, started: Callable[[Gateway, str], None] = la
         url = _url(listening, tls is not None)
         gateway = build_gateway(settings, url)
         ends.push_async_callback(gateway.close)
-        ends.callback(_serve_metrics(settings, gateway).close)
+        page = _serve_metrics(settings, gateway)
+        ends.callback(page.close)
+        if page.url:
+            logger.info("metrics on %s", page.url)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         server = _server(gateway, tls)
         serving = asyncio.create_task(server.serve([listening]))
