@@ -103,6 +103,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         "seconds": round(time.monotonic() - began),
         "cores": os.cpu_count(),
         "load_average_before": round(load_before[0], 1),
+        "load_average_max": round(story.load_average_max, 1),
         "load_average_after": round(os.getloadavg()[0], 1),
     }
     return evidence, facts

@@ -1,5 +1,6 @@
 """Carries a plan out: each fault in turn, with what it needs around it, and a wait until the load is answered again."""
 
+import os
 import random
 import shutil
 import signal
@@ -35,10 +36,12 @@ class Story:
         self.done: Counter[str] = Counter()
         self.points: Counter[str] = Counter()
         self.slow: list[str] = []
+        self.load_average_max = 0.0
 
     def run(self, faults: list[Fault]) -> None:
         for number, fault in enumerate(faults, 1):
             time.sleep(fault.wait_seconds)
+            self.load_average_max = max(self.load_average_max, os.getloadavg()[0])
             worker = self._fleet.workers[fault.worker]
             what = f"{fault.kind} {fault.point}".strip()
             self._say(f"{number}/{len(faults)} {what}: {worker.name}")

@@ -9,6 +9,7 @@ import json
 import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -284,6 +285,14 @@ def test_errors_are_problems_everywhere(gateway: GatewayProcess) -> None:
 
 def test_metrics_are_elsewhere_and_name_no_customer(gateway: GatewayProcess) -> None:
     assert gateway.call("GET", "/metrics").status == 404
+    assert gateway.call("GET", "/v1/customers/named-by-nobody-else/usage?from=x").status == 400
+    with urllib.request.urlopen(gateway.wait_for(r"metrics on (\S+)")[1], timeout=10) as answer:
+        text = answer.read().decode()
+    sample = 'tallygate_gateway_calls_total{method="GET",route="/v1/customers/{customer}/usage",status="400"}'
+    assert sample in text
+    assert "tallygate_gateway_ready 1.0" in text
+    assert "named-by-nobody-else" not in text
+    assert gateway.admin[3:15] not in text
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

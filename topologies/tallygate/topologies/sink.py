@@ -5,6 +5,7 @@ is confirmed, insert the batch's rows, then the offsets.
 Beside it, for an embedded engine, a server that answers `tallygate sql`, and the metrics.
 """
 
+import gc
 import logging
 import signal
 import threading
@@ -87,7 +88,7 @@ class Sink:
             return False
         age = time.monotonic() - self._since
         full = self._records >= RECORDS_MAX or self._bytes >= BYTES_MAX
-        return full or age >= (BATCH_SECONDS if self._batch.filled() else QUIET_SECONDS)
+        return full or age >= (BATCH_SECONDS if self._batch.has_rows else QUIET_SECONDS)
 
     def _flush(self) -> None:
         moved = {t.partition: t.position for t in self._reader.tracks.values() if t.position != t.saved}
@@ -199,6 +200,9 @@ def _run(
     running.callback(reader.close)
     reader.start(wanted, positions)
     logger.info("sink: %d partitions of %s → %s", len(reader.tracks), JOURNAL, place_of(settings.clickhouse))
+    if threading.current_thread() is threading.main_thread():  # a process of the sink's own
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)  # rows are no cycles: mapping them is 1.5 times as fast without looking
     Sink(store, reader, relay, journal.id, metrics, stop).run()
 
 

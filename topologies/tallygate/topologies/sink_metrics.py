@@ -53,6 +53,14 @@ class MetricsPage:
             host, port = parse_address(address)
             self._server, self._thread = start_http_server(port, host, registry)
 
+    @property
+    def url(self) -> str:
+        """Where it is served; empty where it is not."""
+        if self._server is None:
+            return ""
+        host, port = self._server.server_address[:2]
+        return f"http://{f'[{host!s}]' if ':' in str(host) else str(host)}:{port}/metrics"
+
     def close(self) -> None:
         if self._server is not None:
             self._server.shutdown()

@@ -24,6 +24,7 @@ _UNITS_PER_MS: Final = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1,
 _LATEST_MS: Final = from_datetime(LATEST)
 _INT64: Final = np.iinfo(np.int64)
 _SCHEMAS_MAX: Final = 64
+_PLACES_MAX: Final = 38
 
 
 class Strings:
@@ -88,7 +89,13 @@ class ColumnReader:
 
     def read(self, source: Source, id: BatchId, value: bytes | None) -> Columns:
         """The columns of a record's value; `Refused` says what is wrong with it."""
-        batch = _batch_of(value)
+        try:
+            return self._read(source, id, _batch_of(value))
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            why = str(error).partition("\n")[0][:200]
+            raise Refused(Reason.MALFORMED, f"no Arrow IPC stream of one table: {why}") from None
+
+    def _read(self, source: Source, id: BatchId, batch: pa.RecordBatch) -> Columns:
         columns = Columns(source, id, batch.num_rows, np.full(batch.num_rows, source.at, np.int64))
         for number, (name, read) in enumerate(self._reads(batch.schema)):
             column = read(batch.column(number))
@@ -119,22 +126,20 @@ def _batch_of(value: bytes | None) -> pa.RecordBatch:
         raise Refused(Reason.MALFORMED, "the record has no value")
     if len(value) > BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"the batch has {len(value)} bytes: at most {BYTES_MAX}")
-    try:
-        stream = pa.ipc.open_stream(value)
-        batches = list(stream)
-        if len(batches) != 1:
-            batches = pa.Table.from_batches(batches, stream.schema).unify_dictionaries().combine_chunks().to_batches()
-        if not batches or not batches[0].num_rows:
-            raise Refused(Reason.MALFORMED, "the batch has no events")
-        batch = batches[0]
-        if batch.num_rows > EVENTS_MAX:
-            raise Refused(Reason.TOO_LARGE, f"the batch has {batch.num_rows} events: at most {EVENTS_MAX}")
-        if batch.nbytes > _MEMORY_BYTES_MAX:
-            raise Refused(Reason.TOO_LARGE, f"the batch takes {batch.nbytes} bytes in memory: {_MEMORY_BYTES_MAX}")
-        batch.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        why = str(error).partition("\n")[0][:200]
-        raise Refused(Reason.MALFORMED, f"no Arrow IPC stream of one table: {why}") from None
+    stream = pa.ipc.open_stream(value)
+    batches = []
+    for each in stream:
+        each.validate(full=True)  # before anything else touches it: what is broken can end the process
+        batches.append(each)
+    if len(batches) != 1:
+        batches = pa.Table.from_batches(batches, stream.schema).unify_dictionaries().combine_chunks().to_batches()
+    if not batches or not batches[0].num_rows:
+        raise Refused(Reason.MALFORMED, "the batch has no events")
+    batch = batches[0]
+    if batch.num_rows > EVENTS_MAX:
+        raise Refused(Reason.TOO_LARGE, f"the batch has {batch.num_rows} events: at most {EVENTS_MAX}")
+    if batch.nbytes > _MEMORY_BYTES_MAX:
+        raise Refused(Reason.TOO_LARGE, f"the batch takes {batch.nbytes} bytes in memory: {_MEMORY_BYTES_MAX}")
     return batch
 
 
@@ -168,7 +173,7 @@ def _read_of(name: str, type: pa.DataType) -> _Read:
         return _booleans
     if types.is_integer(type):
         return _integers
-    if types.is_decimal128(type):
+    if types.is_decimal128(type) and 0 <= type.scale <= _PLACES_MAX:
         return lambda column: _decimals(column, type.scale)
     why = ": binary fractions do not hold decimal amounts exactly" if types.is_floating(type) else ""
     raise Refused(
@@ -237,8 +242,6 @@ def _decimals(column: pa.Array, scale: int) -> Numbers:
         low, high = np.where(valid, low, 0), np.where(valid, high, 0)
     small = (high == low >> 63).all()
     values = low if small else (high.astype(object) << 64) + low.view(np.uint64).astype(object)
-    if scale < 0:
-        return Numbers(values.astype(object) * 10**-scale, 0, valid)
     return Numbers(values, scale, valid)
 
 

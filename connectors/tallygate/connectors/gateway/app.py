@@ -38,7 +38,9 @@ def build_app(gateway: Gateway) -> ASGIApp:
     routes: list[BaseRoute] = [
         Route(route_path(path), _Path(gateway, path, operations)) for path, operations in by_path.items()
     ]
-    routes += [Mount(each.path, _Guarded(gateway, each)) for each in mounts.mounted()]
+    for each in mounts.mounted():
+        guarded = _Guarded(gateway, each)
+        routes += [Route(each.path, _AtItsRoot(each.path, guarded)), Mount(each.path, guarded)]
     return Router(routes, redirect_slashes=False, default=_Nothing(gateway))
 
 
@@ -128,6 +130,18 @@ class _Guarded:
             status = response.status_code
             await response(scope, receive, send)
         self._gateway.figures.calls.labels(request.method, self._mounted.path, str(status)).inc()
+
+
+class _AtItsRoot:
+    """`/mcp` is `/mcp/` to the application below, without a redirect that not every client follows."""
+
+    def __init__(self, path: str, app: ASGIApp) -> None:
+        self._path = path
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root = scope.get("root_path", "") + self._path
+        await self._app({**scope, "root_path": root, "path": f"{root}/"}, receive, send)
 
 
 def _limited(request: Request, receive: Receive) -> Receive:

@@ -118,9 +118,11 @@ async def ask_allowed(call: Call, request: Request) -> Answer:
 def made(form: Form, **given: Callable[[Call], str]) -> Callable[[Call], Any]:
     """Reads a call's body into the form's request, and checks that the key may name its customer."""
 
+    optional = not any(field.required for field in fields(form.body))
+
     async def read(call: Call) -> Request:
         filled = {name: find(call) for name, find in given.items()}
-        body = await call.json(form.decoder, optional=not any(field.required for field in fields(form.body)))
+        body = await call.json(form.decoder, optional=optional)
         try:
             request = form.fill(call, body, **filled)
         except TallygateError as error:

@@ -97,10 +97,8 @@ def at_instant(curve: Curve, at_ns: int) -> int:
 
 
 def capacity(sent: UsageSent, progress: Progress) -> float:
-    """Events a second at which a backlog came into force."""
-    curve = progress.applied_curve()
-    records = rate_in(curve, curve[0][0], curve[-1][0]) or sent.records * 1e9 / max(1, curve[-1][0] - sent.begin_ns)
-    return records * sent.events / sent.records
+    """Events a second at which a backlog came into force, counted from when it began to be sent."""
+    return _overall(progress.applied_curve(), sent) * sent.events / sent.records
 
 
 def usage_figures(sent: UsageSent, progress: Progress, rate: int) -> dict[str, Any]:
@@ -108,10 +106,7 @@ def usage_figures(sent: UsageSent, progress: Progress, rate: int) -> dict[str, A
     applied, visible = progress.applied_curve(), progress.visible_curve()
     window = (sent.begin_ns + int((sent.end_ns - sent.begin_ns) * _WARM_PART), sent.end_ns)
     part = sent.events / sent.records
-    rates = {
-        name: (found if (found := rate_in(curve, *window)) is not None else _overall(curve, sent)) * part
-        for name, curve in (("in_force", applied), ("visible", visible))
-    }
+    rates = {name: _rate(curve, window, sent) * part for name, curve in (("in_force", applied), ("visible", visible))}
     backlog = {
         name: round((sent.records - at_instant(curve, sent.end_ns)) * part)
         for name, curve in (("a", applied), ("v", visible))
@@ -133,6 +128,13 @@ def usage_figures(sent: UsageSent, progress: Progress, rate: int) -> dict[str, A
     }
 
 
+def _rate(curve: Curve, window: tuple[int, int], sent: UsageSent) -> float:
+    """Records a second while they were being sent. Where they arrive in steps of seconds, a short run shows few of them
+    by then, and what is worked off at the end tells more.
+    """
+    return max(rate_in(curve, *window) or 0.0, _overall(curve, sent))
+
+
 def _overall(curve: Curve, sent: UsageSent) -> float:
-    """A short run has few changes within its window: then all of it counts, from begin to end."""
+    """Records a second from when the first was due to when the last arrived."""
     return curve[-1][1] * 1e9 / (curve[-1][0] - sent.begin_ns) if curve else 0.0
