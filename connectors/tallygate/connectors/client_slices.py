@@ -189,11 +189,13 @@ class Slices:
                 if smaller is None:
                     self._refuse(answer.reason, answer.message, now, answer.retry_after_ms)
                 return smaller
-            self._asked, self._no, self._unmet, self._pause = None, None, {}, _PAUSE_SECONDS[0]
+            self._asked, self._no, self._pause = None, None, _PAUSE_SECONDS[0]
             held = _held(answer, asked)
             self._last = Granted(asked.size, held, to_nanos(answer.credits or 0), to_nanos(answer.balance or 0))
             self._size, self._first = held, False
             until = asked.at + self.terms.ttl_seconds - self.terms.margin_seconds
+            if now < until:  # else the answer was late, and what is to be taken is yet to be asked for
+                self._unmet = {}
             self._slices.append(Slice(asked.request.id, dict(held), dict.fromkeys(held, 0), until))
             return None
 
