@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partition import Partition
@@ -201,7 +201,7 @@ class World:
         lease = LeaseTerms("acme", "llm", first, {}, TTL)
         self.clients = [Client(Slices(lease)) for _ in range(clients)]
         self.taken = 0
-        self.lost: list[tuple[float, int]] = []  # what died with a client, and when its hold ends at the earliest
+        self.lost: list[tuple[float, Decimal]] = []  # what died with a client, and when its hold ends at the earliest
         self.ids = 0
 
     @property
@@ -253,10 +253,10 @@ class World:
             client.alive = False
             for each in client.slices._slices:
                 until = client.asked[each.id].at + TTL
-                self.lost.append((until, each.taken[self.unit] // NANOS))
+                self.lost.append((until, Decimal(each.taken[self.unit]) / NANOS))
 
-    def gone(self) -> int:
-        return sum(amount for until, amount in self.lost if self.now >= until)
+    def gone(self) -> Decimal:
+        return sum((amount for until, amount in self.lost if self.now >= until), Decimal(0))
 
     def end(self) -> None:
         """Every message arrives, the living close, the dead's leases end: the worker's books say what was taken."""
@@ -308,10 +308,11 @@ class World:
         assert self.taken - self.gone() <= self.limit, f"{self.taken} - {self.gone()} of {self.limit}"
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10), st.integers(1, 30)), max_size=120)
+STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10), st.integers(1, 30)), min_size=60, max_size=120)
 
 
 @pytest.mark.parametrize("unit", ["meter", "credits"])
+@settings(max_examples=40, deadline=None)
 @given(limit=st.integers(1, 400), clients=st.integers(1, 4), steps=STEPS)
 def test_no_interleaving_of_clients_passes_the_limit(
     unit: str, limit: int, clients: int, steps: list[tuple[int, int, int]]
