@@ -146,6 +146,9 @@ def usage_part(subject: Subject) -> str:
         lag = [shown(spread(subject, name, key(f"lag_ms_{level}"))) for level in ("p50", "p99", "p999")]
         visible = shown(spread(subject, name, key("visible_lag_ms_p99")))
         rates = [shown(spread(subject, name, each)) for each in (per_second, per_cpu_second)]
+        runs = [each[name] for each in subject["rounds"] if name in each]
+        if lost := sum(not run.get("held", True) for run in runs):
+            rates[0] += f"; in {lost} of {len(runs)} rounds a backlog grew"
         rows.append([NAMES[name], *rates, *lag, visible])
     head = ["", "events/s", "per CPU-second", "lag p50, ms", "p99", "p99.9", "in ClickHouse, p99"]
     return f"""## Usage

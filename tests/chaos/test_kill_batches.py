@@ -73,19 +73,16 @@ def test_batches_count_once_though_workers_are_killed_in_the_middle_of_runs(
     with WorkerProcess(brokers, tmp_path, instance_id="w") as worker:
         asker.ask(*(GiveGrant(id="g" + c, customer=c, amount=GRANTED) for c in CUSTOMERS), seconds=120)
         assert worker.stop() == 0
-    crashes = [(point, chance.randint(3, 20)) for point in POINTS * 2]
-    chance.shuffle(crashes)
+    crashes = [(point, chance.randint(3, 20)) for point in (*POINTS, *chance.sample(POINTS, 2))]
     done, ends = threading.Event(), list[int]()
     keeper = threading.Thread(target=kept_alive, args=(brokers, tmp_path, crashes, done, ends))
     for _ in range(10):  # the first worker finds a backlog
         load.send()
     keeper.start()
     try:
-        for _ in range(300):
-            if len(ends) == len(crashes):
-                break
+        while len(ends) < len(crashes):
             load.send()
-            asker.poll(0.05)
+            asker.poll(0.1)
         load.send()
         asker.ask(*(Balance(id=f"b{c}", customer=c) for c in CUSTOMERS), seconds=120)
         for _ in range(200):

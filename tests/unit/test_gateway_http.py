@@ -93,9 +93,16 @@ async def test_a_head_without_end_is_cut_off(place: Place, where: str) -> None:
 
 async def test_who_sends_no_head_is_sent_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_SECONDS_MAX", 0.05)
-    for sent in (b"", b"GET / HTTP/1.1\r\n"):
-        status, _, body = split(await say(place, sent))
-        assert (status, body["type"]) == (408, "urn:tallygate:problem:too-slow")
+    status, _, body = split(await say(place, b"GET / HTTP/1.1\r\n"))
+    assert (status, body["type"]) == (408, "urn:tallygate:problem:too-slow")
+
+
+async def test_a_connection_without_a_call_is_closed_without_a_word(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(protocol, "IDLE_SECONDS_MAX", 0.05)
+    assert await say(place, b"") == b""
 
 
 async def test_a_connection_serves_many_calls(place: Place) -> None:

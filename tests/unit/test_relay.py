@@ -12,7 +12,7 @@ from tallygate.connectors.clickhouse_tables import ALERTS as ALERTS_TABLE
 from tallygate.schemas import export
 from tallygate.schemas.amounts import to_nanos
 from tallygate.schemas.answers import LimitState
-from tallygate.schemas.journal import Alert, Cause, DecisionRecord, Entry, encode_record, entry_key
+from tallygate.schemas.journal import Alert, Cause, DecisionRecord, Entry, ShownEntry, encode_record, entry_key
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.published import Published, PublishedPosting, encode_published
 from tallygate.schemas.reasons import Reason
@@ -136,7 +136,8 @@ def test_alerts() -> None:
 def test_alerts_are_rows_too() -> None:
     batch = Batch()
     partition, offset, term, seq = PLACE
-    assert batch.add(partition, offset, term, seq, entry_key("acme"), encode_record(ENTRY)) == ENTRY
+    shown = batch.add(partition, offset, term, seq, entry_key("acme"), encode_record(ENTRY))
+    assert shown == ShownEntry(**{name: getattr(ENTRY, name) for name in ShownEntry.__struct_fields__})
     [rows] = [zip(*columns, strict=True) for table, columns in batch.filled() if table is ALERTS_TABLE]
     first, second = (dict(zip(ALERTS_TABLE.columns, row, strict=True)) for row in rows)
     assert first == {

@@ -375,6 +375,19 @@ class PoolBalance(msgspec.Struct, frozen=True, array_like=True, gc=False):
     overage_nanos: int
 
 
+class ShownEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="row", tag="entry.v1"):
+    """An entry without what only owners need of it: the greater part, which others need not decode."""
+
+    customer: str
+    at: int
+    catalog: int
+    causes: tuple[Cause, ...]
+    postings: tuple[Posting, ...] = ()
+    decisions: tuple[DecisionRecord, ...] = ()
+    usage: tuple[UsageDelta, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="row", tag="entry.v1"):
     """Everything a transition did to one customer; `balances` are those after it."""
 
@@ -474,3 +487,4 @@ def usage_id_of(meter: str, hour: int, scope: str) -> str:
 _encoder = msgspec.json.Encoder()
 encode_record = _encoder.encode
 decode_record = msgspec.json.Decoder(Journaled).decode
+decode_shown = msgspec.json.Decoder(ShownEntry).decode

@@ -23,7 +23,7 @@ from tallygate.connectors.client_errors import BrokersAway, NotConnected
 from tallygate.connectors.consuming import LaneTrouble, broker_watch
 from tallygate.connectors.gateway.app import build_app
 from tallygate.connectors.gateway.problems import unavailable
-from tallygate.connectors.gateway.protocol import BoundedHttp
+from tallygate.connectors.gateway.protocol import IDLE_SECONDS_MAX, BoundedHttp
 from tallygate.connectors.gateway.services import Applied, Gateway, GatewayConfig
 from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
 from tallygate.schemas.catalog import decode_catalog
@@ -45,8 +45,6 @@ SWITCH_SECONDS: Final = 0.0005
 _AGAIN_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5
-#: Longer than what clients and proxies usually keep: the side that asks should be the one to close.
-_KEEP_ALIVE_SECONDS: Final = 75
 _SQL_AT_ONCE: Final = 2
 _SQL_SECONDS: Final = 20.0
 
@@ -278,7 +276,7 @@ def _server(gateway: Gateway, tls: "tuple[str, str] | None") -> _Server:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=IDLE_SECONDS_MAX,
         timeout_graceful_shutdown=_STOP_SECONDS,
         ssl_certfile=cert,
         ssl_keyfile=key,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tallygate.connectors.kafka_security import said_of
-from tallygate.schemas.journal import Entry
+from tallygate.schemas.journal import Entry, ShownEntry
 from tallygate.schemas.published import encode_published
 from tallygate.schemas.topics import HEADER_RECORD_ID, RECORD_BYTES_MAX
 from tallygate.topologies.relay_records import TOPICS, Relayed
@@ -76,7 +76,7 @@ class Relay:
             if self._stop.wait(1.0):
                 raise Stopped
 
-    def publish(self, entry: Entry, partition: int, offset: int, term: int, seq: int) -> None:
+    def publish(self, entry: Entry | ShownEntry, partition: int, offset: int, term: int, seq: int) -> None:
         """Hands an entry's records over; `flush` returns when they are there."""
         relayed = Relayed(entry, partition, offset, term, seq)
         key = entry.customer.encode()

@@ -5,7 +5,7 @@ from typing import Final
 
 from tallygate.schemas.amounts import from_nanos
 from tallygate.schemas.instants import format_instant
-from tallygate.schemas.journal import Entry
+from tallygate.schemas.journal import Entry, ShownEntry
 from tallygate.schemas.published import (
     EntryPlace,
     Published,
@@ -23,7 +23,7 @@ TOPICS: Final = {"decisions": DECISIONS, "postings": POSTINGS, "alerts": ALERTS}
 class Relayed:
     """One entry's records, by kind; `partition` to `seq` are the place of its record in the journal."""
 
-    def __init__(self, entry: Entry, partition: int, offset: int, term: int, seq: int) -> None:
+    def __init__(self, entry: Entry | ShownEntry, partition: int, offset: int, term: int, seq: int) -> None:
         self._entry = entry
         self._place = (partition, offset, term, seq)
         self._causes = [PublishedCause(c.topic, c.partition, c.offset, c.id) for c in entry.causes]

@@ -5,6 +5,7 @@ is confirmed, insert the batch's rows, then the offsets.
 Beside it, for an embedded engine, a server that answers `tallygate sql`, and the metrics.
 """
 
+import gc
 import logging
 import signal
 import threading
@@ -199,6 +200,9 @@ def _run(
     running.callback(reader.close)
     reader.start(wanted, positions)
     logger.info("sink: %d partitions of %s → %s", len(reader.tracks), JOURNAL, place_of(settings.clickhouse))
+    if threading.current_thread() is threading.main_thread():  # a process of the sink's own
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)  # rows are no cycles: mapping them is 1.5 times as fast without looking
     Sink(store, reader, relay, journal.id, metrics, stop).run()
 
 

@@ -12,6 +12,8 @@ from tallygate.connectors.gateway.problems import PROBLEM_JSON
 
 HEAD_BYTES_MAX: Final = 64 * 1024
 HEAD_SECONDS_MAX: Final = 20.0
+#: How long a connection may be open, or kept, without a call: longer than clients and proxies usually keep theirs.
+IDLE_SECONDS_MAX: Final = 75
 
 _HEAD: Final = "HTTP/1.1 {}\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}"
 
@@ -40,7 +42,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        # One that was opened beforehand and is not used is closed without a word: a 408 would answer its first call.
+        self._head_timer = asyncio.get_running_loop().call_later(IDLE_SECONDS_MAX, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
