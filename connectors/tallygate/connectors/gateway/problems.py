@@ -151,6 +151,7 @@ def _status_of(reason: Reason) -> int:
             | Reason.PLAN_UNKNOWN
             | Reason.UNPRICED
             | Reason.CUSTOMER_SUSPENDED
+            | Reason.CUSTOMER_STRICT
             | Reason.FEATURE_NOT_ENTITLED
             | Reason.RATE_LIMITED
             | Reason.BUDGET_EXHAUSTED
