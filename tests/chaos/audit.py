@@ -8,7 +8,7 @@ import time
 
 from confluent_kafka import Consumer, TopicPartition
 
-from chaos.evidence import Evidence, ends_of, read_books, read_kafka
+from chaos.evidence import Evidence, bounds_of, ends_of, read_books, read_kafka
 from chaos.fleet import Fleet, Sink
 from chaos.load import Record
 from tallygate.schemas.journal import PARTITION_KEY, PartitionRow, decode_record
@@ -35,7 +35,7 @@ def _applied(brokers: str, partitions: int) -> dict[tuple[str, int], int]:
     try:
         for number in range(partitions):
             place = TopicPartition(JOURNAL, number)
-            begin, end = consumer.get_watermark_offsets(place, timeout=30)
+            begin, end = bounds_of(consumer, JOURNAL, number)
             due = place.offset = max(begin, end - _LAST_RECORDS)
             consumer.assign([place])
             while due < end and (message := consumer.poll(10)) is not None:

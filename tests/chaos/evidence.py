@@ -8,12 +8,13 @@ within a term transitions are numbered 1, 2, 3 … without a gap and each ends w
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from chaos.load import Record
 from chaos.supervised import Life
@@ -109,7 +110,7 @@ def topic_records(brokers: str, topic: str) -> Iterator[Raw]:
     try:
         partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
         for number in sorted(partitions):
-            begin, end = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)
+            begin, end = bounds_of(consumer, topic, number)
             due = begin
             consumer.assign([TopicPartition(topic, number, begin)])
             while due < end:
@@ -124,13 +125,23 @@ def topic_records(brokers: str, topic: str) -> Iterator[Raw]:
         consumer.close()
 
 
+def bounds_of(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset and the one after the last; a client that has just connected may not know the partition yet."""
+    for tries_left in reversed(range(100)):
+        try:
+            begin, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
+            return int(begin), int(end)
+        except KafkaException:
+            if not tries_left:
+                raise
+            time.sleep(0.2)
+    raise AssertionError
+
+
 def ends_of(brokers: str, topic: str, partitions: int) -> dict[tuple[str, int], int]:
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": "chaos-evidence", "log_level": 0})
     try:
-        return {
-            (topic, number): consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1]
-            for number in range(partitions)
-        }
+        return {(topic, number): bounds_of(consumer, topic, number)[1] for number in range(partitions)}
     finally:
         consumer.close()
 
