@@ -26,6 +26,7 @@ _TITLES: Final = {
     422: "Refused",
     429: "Too many requests",
     500: "Fault in Tallygate",
+    501: "Not possible here",
     503: "Unavailable",
 }
 
