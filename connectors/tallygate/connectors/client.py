@@ -15,22 +15,28 @@ is wrong in itself raises `RefusedRequest`.
 Work that needs no permission is reported afterwards, by the thousand: `await client.usage("acme", "llm.call",
 {"output_tokens": 812})` returns at once, and the events go out in batches.
 
-`TallygateSync` has the same calls for programs without asyncio.
+`TallygateHTTP` has the same calls by way of a gateway: `TallygateHTTP("http://127.0.0.1:8086", key="tg_...")`.
+`TallygateSync` and `TallygateHTTPSync` have them for programs without asyncio. Code that takes either is typed with
+`TallygateClient`, or `TallygateClientSync`.
 """
 
 from tallygate.connectors.client_async import Tallygate
+from tallygate.connectors.client_calls import TallygateClient
 from tallygate.connectors.client_content import Amount
 from tallygate.connectors.client_errors import (
     ClientClosed,
     Denied,
     NoAnswer,
+    NotAllowed,
     NotConnected,
+    NotHeld,
     RefusedRequest,
     TallygateError,
     UsageLost,
 )
 from tallygate.connectors.client_holds import Hold, Reservation
-from tallygate.connectors.client_sync import HoldSync, TallygateSync
+from tallygate.connectors.client_http import TallygateHTTP
+from tallygate.connectors.client_sync import HoldSync, TallygateClientSync, TallygateHTTPSync, TallygateSync
 from tallygate.schemas.requests import Override
 
 __all__ = [
@@ -40,12 +46,18 @@ __all__ = [
     "Hold",
     "HoldSync",
     "NoAnswer",
+    "NotAllowed",
     "NotConnected",
+    "NotHeld",
     "Override",
     "RefusedRequest",
     "Reservation",
     "Tallygate",
+    "TallygateClient",
+    "TallygateClientSync",
     "TallygateError",
+    "TallygateHTTP",
+    "TallygateHTTPSync",
     "TallygateSync",
     "UsageLost",
 ]

@@ -12,7 +12,9 @@ __all__ = [
     "ClientClosed",
     "Denied",
     "NoAnswer",
+    "NotAllowed",
     "NotConnected",
+    "NotHeld",
     "RefusedRequest",
     "TallygateError",
     "UsageLost",
@@ -29,6 +31,14 @@ class NotConnected(TallygateError):
 
 class BrokersAway(NotConnected):
     """No broker answers: starting again may succeed."""
+
+
+class NotAllowed(TallygateError):
+    """The gateway does not know the API key, or the key may not do this: another key is needed."""
+
+
+class NotHeld(TallygateError):
+    """Nothing was held, because the work was let through without an answer: what it took is to be reported as usage."""
 
 
 class ClientClosed(TallygateError):
@@ -49,7 +59,7 @@ class NoAnswer(TallygateError):
 
 
 class UsageLost(TallygateError):
-    """Usage events that the broker did not confirm, or that found no room: `events` of them."""
+    """Usage events that were not confirmed, or that found no room: `events` of them."""
 
     def __init__(self, message: str, *, events: int) -> None:
         super().__init__(message)
