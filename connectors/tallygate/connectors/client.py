@@ -15,6 +15,9 @@ is wrong in itself raises `RefusedRequest`.
 Work that needs no permission is reported afterwards, by the thousand: `await client.usage("acme", "llm.call",
 {"output_tokens": 812})` returns at once, and the events go out in batches.
 
+`@client.metered("llm", customer=..., quantities=...)` does that around a function, and `wrap(AsyncOpenAI(), client,
+customer=...)` around every call of a model.
+
 `TallygateHTTP` has the same calls by way of a gateway: `TallygateHTTP("http://127.0.0.1:8086", key="tg_...")`.
 `TallygateSync` and `TallygateHTTPSync` have them for programs without asyncio. Code that takes either is typed with
 `TallygateClient`, or `TallygateClientSync`.
@@ -32,11 +35,13 @@ from tallygate.connectors.client_errors import (
     NotHeld,
     RefusedRequest,
     TallygateError,
+    Unsettled,
     UsageLost,
 )
 from tallygate.connectors.client_holds import Hold, Reservation
 from tallygate.connectors.client_http import TallygateHTTP
 from tallygate.connectors.client_sync import HoldSync, TallygateClientSync, TallygateHTTPSync, TallygateSync
+from tallygate.connectors.llm_clients import wrap
 from tallygate.schemas.requests import Override
 
 __all__ = [
@@ -59,5 +64,7 @@ __all__ = [
     "TallygateHTTP",
     "TallygateHTTPSync",
     "TallygateSync",
+    "Unsettled",
     "UsageLost",
+    "wrap",
 ]

@@ -5,7 +5,7 @@ import contextlib
 import random
 import time as clock
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
@@ -14,6 +14,7 @@ from tallygate.connectors.client_administration import Administration
 from tallygate.connectors.client_content import Amount, amounts, exact, id_of, in_order
 from tallygate.connectors.client_errors import Denied, NoAnswer, RefusedRequest, TallygateError
 from tallygate.connectors.client_holds import Reservation
+from tallygate.connectors.client_metered import F, Metered, Named, Quantities, Took, metered
 from tallygate.connectors.client_usage import UsageBuffer, event_of, no_room
 from tallygate.connectors.usage_batches import Value
 from tallygate.schemas.answers import Answer, Statement
@@ -169,6 +170,24 @@ class TallygateClient(Administration):
             explain=explain,
         )
         return Reservation(self, request, timeout)
+
+    def metered(
+        self,
+        feature: str,
+        *,
+        customer: Named,
+        quantities: Quantities | Callable[..., Quantities] | None = None,
+        dimensions: Mapping[str, str] | Callable[..., Mapping[str, str]] | None = None,
+        took: Took | None = None,
+        ttl_seconds: int | None = None,
+    ) -> Callable[[F], F]:
+        """A decorator for coroutine functions: reserves before it runs, settles after it, releases when it raises.
+
+        `customer`, `quantities` and `dimensions` may be functions of the same arguments. `took` says from what was
+        returned how much it took; without it, the usage of an OpenAI or Anthropic response is read, and anything else
+        is settled as it was held. Raises Denied instead of running it.
+        """
+        return metered(self, Metered(feature, customer, quantities, dimensions, took, ttl_seconds))
 
     async def settle(
         self,

@@ -17,6 +17,7 @@ __all__ = [
     "NotHeld",
     "RefusedRequest",
     "TallygateError",
+    "Unsettled",
     "UsageLost",
 ]
 
@@ -39,6 +40,14 @@ class NotAllowed(TallygateError):
 
 class NotHeld(TallygateError):
     """Nothing was held, because the work was let through without an answer: what it took is to be reported as usage."""
+
+
+class Unsettled(TallygateError):
+    """The work was done, and no answer to its settling came: `response` is what it gave. `__cause__` says why."""
+
+    def __init__(self, message: str, response: object) -> None:
+        super().__init__(message)
+        self.response = response
 
 
 class ClientClosed(TallygateError):

@@ -114,6 +114,10 @@ class Hold:
             return self.answer
         return await self._client.release(self.customer, self.id, timeout=self._timeout if timeout is None else timeout)
 
+    def keep(self) -> None:
+        """Leaving the block does not release it: whoever has it now settles it."""
+        self._ended = True
+
     async def extend(self, ttl_seconds: int, *, timeout: float | None = None) -> Answer:
         """Let the hold live `ttl_seconds` from now, if that is longer than it has."""
         if self.answer.fallback:

@@ -14,6 +14,7 @@ from tallygate.connectors import client_async, client_http
 from tallygate.connectors.client_calls import IN_FLIGHT_MAX_DEFAULT, TallygateClient
 from tallygate.connectors.client_errors import ClientClosed, Denied
 from tallygate.connectors.client_holds import Hold, Reservation
+from tallygate.connectors.client_metered import F, Metered, Named, Quantities, Took, metered_sync
 from tallygate.connectors.client_usage import BUFFER_EVENTS_DEFAULT, LINGER_SECONDS_DEFAULT, event_of, no_room
 from tallygate.connectors.usage_batches import Value
 from tallygate.schemas.reasons import Reason
@@ -64,6 +65,10 @@ class HoldSync:
     settle = _blocking(Hold.settle)
     release = _blocking(Hold.release)
     extend = _blocking(Hold.extend)
+
+    def keep(self) -> None:
+        """Leaving the block does not release it: whoever has it now settles it."""
+        self._inner.keep()
 
     def __enter__(self) -> Self:
         if not self.allowed:
@@ -160,6 +165,24 @@ class TallygateClientSync:
     set_customer = _blocking(TallygateClient.set_customer)
 
     flush = _blocking(TallygateClient.flush)
+
+    def metered(
+        self,
+        feature: str,
+        *,
+        customer: Named,
+        quantities: Quantities | Callable[..., Quantities] | None = None,
+        dimensions: Mapping[str, str] | Callable[..., Mapping[str, str]] | None = None,
+        took: Took | None = None,
+        ttl_seconds: int | None = None,
+    ) -> Callable[[F], F]:
+        """A decorator for functions: reserves before it runs, settles after it, releases when it raises.
+
+        `customer`, `quantities` and `dimensions` may be functions of the same arguments. `took` says from what was
+        returned how much it took; without it, the usage of an OpenAI or Anthropic response is read, and anything else
+        is settled as it was held. Raises Denied instead of running it.
+        """
+        return metered_sync(self, Metered(feature, customer, quantities, dimensions, took, ttl_seconds))
 
     def usage(
         self,
