@@ -231,6 +231,14 @@ async def test_twenty_at_once_are_held_to_the_limit(client: TallygateClient, cus
 # Of HTTP alone
 
 
+async def test_a_lease_over_http_decides_here_and_settles_there(stack: Stack) -> None:
+    async with TallygateHTTP(stack.gateway.url, key=stack.gateway.admin) as client:
+        await client.grant("leasing", 1000)
+        async with client.lease("leasing", feature="llm", quantities={"tokens": 100}) as lease:
+            assert lease.take({"tokens": 60}).allowed
+        assert await pool(client, "leasing") == ("940", "0")
+
+
 async def test_a_wrong_key_is_told_apart(stack: Stack) -> None:
     async with TallygateHTTP(stack.gateway.url, key="tg_wrong") as client:
         with pytest.raises(NotAllowed, match="check of customer 'acme' is not allowed"):

@@ -36,16 +36,21 @@ def client(transport: SentRequests) -> Tallygate:
 #: Each sample request, full and minimal, as a call of the client.
 CALLS: dict[str, tuple[Call, Call]] = {
     "reserve": (
-        lambda client: client.reserve(
-            "acme",
-            feature="llm",
-            quantities={"output_tokens": 10, "input_tokens": 4808},
-            credits="0.50",
-            dimensions={"team": "research", "agent": "drafter"},
-            at_least={"output_tokens": 1},
-            ttl_seconds=120,
-            explain=True,
-            id="call-7",
+        lambda client: client.ask(  # only leases ask for one, and they have no explanations
+            replace(
+                client.reserve(
+                    "acme",
+                    feature="llm",
+                    quantities={"output_tokens": 10, "input_tokens": 4808},
+                    credits="0.50",
+                    dimensions={"team": "research", "agent": "drafter"},
+                    at_least={"output_tokens": 1},
+                    ttl_seconds=120,
+                    explain=True,
+                    id="call-7",
+                )._request,
+                lease=True,
+            )
         ),
         lambda client: client.reserve("acme", feature="llm", id="call-7"),
     ),
@@ -148,7 +153,7 @@ CALLS: dict[str, tuple[Call, Call]] = {
         lambda client: client.subscribe("acme", "pro", id="contract-1"),
     ),
     "customer": (
-        lambda client: client.set_customer("acme", suspended=True, id="stop-1"),
+        lambda client: client.set_customer("acme", suspended=True, strict=True, id="stop-1"),
         lambda client: client.set_customer("acme", suspended=False, id="stop-1"),
     ),
 }
@@ -173,7 +178,7 @@ async def test_the_samples_are_what_the_calls_send(sample: Any, client: Tallygat
 
 def test_the_calls_without_asyncio_are_the_same(transport: SentRequests) -> None:
     with TallygateSync("127.0.0.1:1", service="test") as client:
-        for name, method in (vars(TallygateClient) | vars(Administration)).items():
+        for name, method in (vars(Administration) | vars(TallygateClient)).items():
             if callable(method) and not name.startswith("_"):
                 assert callable(getattr(client, name)), name
         client.subscribe("acme", "pro", overrides={"sso": Override("boolean", "true")})

@@ -15,6 +15,8 @@ is wrong in itself raises `RefusedRequest`.
 Work that needs no permission is reported afterwards, by the thousand: `await client.usage("acme", "llm.call",
 {"output_tokens": 812})` returns at once, and the events go out in batches.
 
+Where a decision may cost microseconds only, `client.lease` holds slices ahead and decides within them locally.
+
 `@client.metered("llm", customer=..., quantities=...)` does that around a function, and `wrap(AsyncOpenAI(), client,
 customer=...)` around every call of a model.
 
@@ -29,6 +31,7 @@ from tallygate.connectors.client_content import Amount
 from tallygate.connectors.client_errors import (
     ClientClosed,
     Denied,
+    LeaseUnsettled,
     NoAnswer,
     NotAllowed,
     NotConnected,
@@ -40,7 +43,9 @@ from tallygate.connectors.client_errors import (
 )
 from tallygate.connectors.client_holds import Hold, Reservation
 from tallygate.connectors.client_http import TallygateHTTP
-from tallygate.connectors.client_sync import HoldSync, TallygateClientSync, TallygateHTTPSync, TallygateSync
+from tallygate.connectors.client_leases import Lease, Leasing
+from tallygate.connectors.client_slices import LeaseDecision
+from tallygate.connectors.client_sync import HoldSync, LeaseSync, TallygateClientSync, TallygateHTTPSync, TallygateSync
 from tallygate.connectors.llm_clients import wrap
 from tallygate.schemas.requests import Override
 
@@ -50,6 +55,11 @@ __all__ = [
     "Denied",
     "Hold",
     "HoldSync",
+    "Lease",
+    "LeaseDecision",
+    "LeaseSync",
+    "LeaseUnsettled",
+    "Leasing",
     "NoAnswer",
     "NotAllowed",
     "NotConnected",

@@ -14,6 +14,7 @@ from tallygate.connectors.client_administration import Administration
 from tallygate.connectors.client_content import Amount, amounts, exact, id_of, in_order
 from tallygate.connectors.client_errors import Denied, NoAnswer, RefusedRequest, TallygateError
 from tallygate.connectors.client_holds import Reservation
+from tallygate.connectors.client_leases import LEASE_SECONDS_DEFAULT, Lease, Leasing, terms_of
 from tallygate.connectors.client_metered import F, Metered, Named, Quantities, Took, metered
 from tallygate.connectors.client_usage import UsageBuffer, event_of, no_room
 from tallygate.connectors.usage_batches import Value
@@ -50,6 +51,7 @@ class TallygateClient(Administration):
     def __init__(self, timeout: float, fail_open: Mapping[str, str] | None) -> None:
         self._timeout = timeout
         self._fail_open = dict(fail_open or {})
+        self._leases: set[Lease] = set()
         self._behind: set[asyncio.Task[None]] = set()
         self._random = random.Random()  # seeded by the system
 
@@ -69,15 +71,20 @@ class TallygateClient(Administration):
         return self
 
     async def close(self) -> None:
-        """Sends the usage events that wait, and ends the connections; calls in flight raise ClientClosed.
+        """Closes leases, sends the usage events that wait, ends the connections; calls in flight raise ClientClosed.
 
-        Raises UsageLost for usage events that are not confirmed within the client's time-out.
+        Raises UsageLost for usage events that are not confirmed within the client's time-out, and LeaseUnsettled for
+        what was taken under a lease and not confirmed.
         """
         try:
-            await asyncio.to_thread(self._usage.close, self._timeout)
+            for lease in tuple(self._leases):
+                await lease.close()
         finally:
-            await self._disconnect()
-            await asyncio.gather(*self._behind, return_exceptions=True)
+            try:
+                await asyncio.to_thread(self._usage.close, self._timeout)
+            finally:
+                await self._disconnect()
+                await asyncio.gather(*self._behind, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -170,6 +177,28 @@ class TallygateClient(Administration):
             explain=explain,
         )
         return Reservation(self, request, timeout)
+
+    def lease(
+        self,
+        customer: str,
+        *,
+        feature: str,
+        quantities: Mapping[str, Amount] | None = None,
+        credits: Amount = 0,
+        dimensions: Mapping[str, str] | None = None,
+        ttl_seconds: int = LEASE_SECONDS_DEFAULT,
+        timeout: float | None = None,
+    ) -> Leasing:
+        """Hold slices ahead, and decide within them locally: `async with` it, then `lease.take(...)`.
+
+        `quantities` and `credits` are the first slice, and name every unit that is to be taken; a meter that counts
+        calls, too, or each slice counts as one call. Later slices follow the rate of takes, a few seconds' worth, and
+        shrink near a limit. A slice is a hold of `ttl_seconds`, so no limit is passed however many clients lease, and
+        what a client that dies has in hand comes back when it ends. Prices in tiers and rate limits by requests see
+        slices, not takes. Entering raises Denied where there is nothing to be had; with `customer_strict` the customer
+        gets no leases: reserve each call.
+        """
+        return Leasing(self, terms_of(customer, feature, quantities, credits, dimensions, ttl_seconds), timeout)
 
     def metered(
         self,
@@ -281,6 +310,8 @@ class TallygateClient(Administration):
         except NoAnswer as error:
             if not isinstance(request, Check | Reserve) or request.feature not in self._fail_open:
                 raise
+            if isinstance(request, Reserve) and request.lease:
+                raise  # a lease has nothing in hand then
             return self._fall_back(request, error)
         if not answer.allowed and answer.reason not in DENIALS:
             raise RefusedRequest(answer.reason, answer.message, answer)

@@ -12,9 +12,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tallygate.connectors import client_async, client_http
 from tallygate.connectors.client_calls import IN_FLIGHT_MAX_DEFAULT, TallygateClient
-from tallygate.connectors.client_errors import ClientClosed, Denied
+from tallygate.connectors.client_content import Amount
+from tallygate.connectors.client_errors import ClientClosed, Denied, LeaseUnsettled
 from tallygate.connectors.client_holds import Hold, Reservation
+from tallygate.connectors.client_leases import Lease, Leasing
 from tallygate.connectors.client_metered import F, Metered, Named, Quantities, Took, metered_sync
+from tallygate.connectors.client_slices import LeaseDecision
 from tallygate.connectors.client_usage import BUFFER_EVENTS_DEFAULT, LINGER_SECONDS_DEFAULT, event_of, no_room
 from tallygate.connectors.usage_batches import Value
 from tallygate.schemas.reasons import Reason
@@ -27,7 +30,7 @@ def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> 
     """The same method of the object inside, waiting for its result."""
 
     @functools.wraps(method)
-    def call(self: "TallygateClientSync | HoldSync", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: "TallygateClientSync | HoldSync | LeaseSync", /, *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self._run(method(self._inner, *args, **kwargs))
         return result
 
@@ -77,6 +80,42 @@ class HoldSync:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._run(self._inner._leave(error))
+
+
+class LeaseSync:
+    """A lease for many threads; `with` closes it."""
+
+    def __init__(self, inner: Lease, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._inner = inner
+        self._run = run
+
+    def take(self, quantities: Mapping[str, Amount] | None = None, *, credits: Amount = 0) -> LeaseDecision:
+        """As `Lease.take`."""
+        return self._inner.take(quantities, credits=credits)
+
+    acquire = _blocking(Lease.acquire)
+    close = _blocking(Lease.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self.close()
+        except LeaseUnsettled as unsettled:
+            if error is None:
+                raise
+            error.add_note(str(unsettled))
+
+
+def _leasing(method: Callable[Concatenate[Any, P], Leasing]) -> Callable[Concatenate[Any, P], LeaseSync]:
+    """`lease`, begun at once; raises Denied where there is nothing to be had."""
+
+    @functools.wraps(method)
+    def call(self: "TallygateClientSync", /, *args: P.args, **kwargs: P.kwargs) -> LeaseSync:
+        return LeaseSync(self._run(method(self._inner, *args, **kwargs)._begin()), self._run)
+
+    return call
 
 
 def _reserving(method: Callable[Concatenate[Any, P], Reservation]) -> Callable[Concatenate[Any, P], HoldSync]:
@@ -152,6 +191,7 @@ class TallygateClientSync:
     check = _blocking(TallygateClient.check)
     estimate = _blocking(TallygateClient.estimate)
     reserve = _reserving(TallygateClient.reserve)
+    lease = _leasing(TallygateClient.lease)
     settle = _blocking(TallygateClient.settle)
     release = _blocking(TallygateClient.release)
     extend = _blocking(TallygateClient.extend)

@@ -30,7 +30,9 @@ async def _decide(call: Call, request: Check | Reserve) -> Response:
     try:
         answer = await call.gateway.client.ask(request)
     except (NoAnswer, ClientClosed) as error:
-        if not call.gateway.newest.fails_open(request.feature):
+        # A lease that nobody has granted is nothing to decide within: its caller asks for each call, which may go on.
+        lease = isinstance(request, Reserve) and request.lease
+        if lease or not call.gateway.newest.fails_open(request.feature):
             raise problem_of(error) from None
         answer = _fall_back(call, request)
     except TallygateError as error:
