@@ -100,6 +100,8 @@ class HttpUsage(UsageBuffer):
                 wait = max(wait, reply.retry_after)
             except (Unanswered, NotConnected) as error:
                 trouble = str(error)
+            except RuntimeError as error:  # the program is ending: no name can be looked up any more
+                return _Outcome(f"{error}: close the client before the program ends")
             with self._changed:
                 if self._changed.wait_for(lambda: self._closed, wait) or time.monotonic() > until:
                     return _Outcome(trouble)
