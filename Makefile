@@ -12,12 +12,13 @@ help: ## this list
 
 install: $(STAMP) ## .venv with the locked packages and tallygate itself
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock tests/openmeter-requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tallygate needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the locked packages into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tests/openmeter-requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -60,6 +61,8 @@ format: install ## let ruff format and fix
 lock: ## resolve pyproject.toml into requirements.lock (hashes, no hosts)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
 	  -o requirements.lock pyproject.toml lock-build.in
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-deps \
+	  --prerelease=allow -o tests/openmeter-requirements.txt tests/openmeter-requirements.in
 
 lock-peers: ## the same for the peers of the bench
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

@@ -132,9 +132,9 @@ def cost(worker: WorkerProcess, brokers: str, lap: str, customers: int, events: 
     }
 
 
-def measured(folder: Path, customers: int, events: int, parts: set[str]) -> dict[str, object]:
+def measured(folder: Path, customers: int, events: int, parts: set[str]) -> dict[str, dict[str, Any]]:
     work = Path(tempfile.mkdtemp(prefix="tallygate-growth-"))
-    result: dict[str, object] = {}
+    result: dict[str, dict[str, Any]] = {}
     try:
         with broker(folder) as brokers:
             if "takeover" in parts:
@@ -205,14 +205,15 @@ def main() -> None:
     conditions = {
         **held,
         "partitions": PARTITIONS,
-        "load_average_before": round(os.getloadavg()[0], 2),
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         "broker": "LocalKafka on the same machine, one node, defaults",
     }
     parts = set(options.only or ["takeover", "standby", "cost"])
-    result: dict[str, object] = {**conditions, **measured(options.folder, held["customers"], options.events, parts)}
-    result["load_average_after"] = round(os.getloadavg()[0], 2)
+    before = round(os.getloadavg()[0], 2)
+    found = measured(options.folder, held["customers"], options.events, parts)
+    load = [before, round(os.getloadavg()[0], 2)]
+    result: dict[str, object] = {**conditions, **{name: {**each, "load_average": load} for name, each in found.items()}}
     for name, value in result.items():
         print(f"{name:22} {value}")
     if options.json:

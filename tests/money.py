@@ -3,7 +3,7 @@
 reset [POOL] [preserve]             void GRANT                     extend HOLD SPAN
 grant … every P1M [anchor INSTANT] [at INSTANT] [until INSTANT] [keep MIN-MAX]
 rate NAME LIMIT per SECONDS [burst N] [of UNIT] [k=v …]
-subscribe PLAN [add-on …] [anchor INSTANT]         suspend | resume
+subscribe PLAN [add-on …] [anchor INSTANT]         suspend | resume | strict | lenient
 until INSTANT      time passes unnoticed up to an instant, like 2026-02-28 or 2026-02-28T12:30
 undo EVENT | correct EVENT AMOUNT                  `use … as EVENT` names the event; of source `stories`
 cap NAME LIMIT …   a budget with [at P,P] thresholds, [observe], [anchor INSTANT]; else like `budget`
@@ -109,6 +109,8 @@ class Money(Story):
                 return Extend(**who, id=self._id(verb, options), hold=rest[0], ttl_seconds=span_ms(rest[1]) // 1000)
             case "suspend" | "resume":
                 return SetCustomer(**who, id=self._id(verb, options), suspended=verb == "suspend")
+            case "strict" | "lenient":
+                return SetCustomer(**who, id=self._id(verb, options), suspended=None, strict=verb == "strict")
             case "rate":
                 return self._rate(rest, options, who)
             case "subscribe":

@@ -109,7 +109,7 @@ class Partition:
     def take_run(self, records: Sequence[Record], groups_max: int = 1 << 30) -> None:
         run = self._runs.read(records, self.catalog)
         if known := duplicates(self.state, run.batches):
-            self._runs.without(run, known)
+            run = self._runs.read(records, self.catalog, None, known)
         while not run.ended:
             self.apply(run.next(groups_max))
 

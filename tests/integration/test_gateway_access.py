@@ -30,6 +30,12 @@ from tallygate.topologies.keys_topic import audit_log, create_key, known_keys, r
 pytestmark = pytest.mark.timeout(240)
 
 EVENT = {"specversion": "1.0", "id": "1", "source": "/t", "type": "llm.call", "subject": "acme", "data": {"tokens": 1}}
+#: Routes whose question names the customer.
+ASKING = {
+    ("GET", "/v1/stream"): "?customer=acme",
+    ("GET", "/api/v1/events"): "?customerId=acme",
+    ("GET", "/api/v1/meters/{slug}/query"): "?subject=acme",
+}
 MISSING: dict[Scope, tuple[Scope, ...]] = {scope: tuple(each for each in SCOPES if each != scope) for scope in SCOPES}
 
 
@@ -57,7 +63,7 @@ def routes() -> list[Route]:
         if operation.scope is None:
             continue
         path = operation.path.replace("{customer}", "acme").replace("{grant}", "order-1")
-        path += "?customer=acme" if operation.name == "stream" else ""
+        path += ASKING.get((operation.method, operation.path), "")
         media, (_, example) = next(iter(operation.body.items()), ("", (None, None)))
         body = None if example is None else msgspec.json.encode(example)
         found.append(Route(operation.method, path, operation.scope, body, media))

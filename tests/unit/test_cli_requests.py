@@ -105,8 +105,14 @@ COMMANDS: list[tuple[str, dict[str, Any], str]] = [
         },
         "acme is on plan pro, with add-on seats, add-on pack, its own chat, its own search, its own sso",
     ),
-    ("customer acme --suspend", {"suspended": True}, "acme is suspended\n"),
+    ("customer acme --suspend", {"suspended": True, "strict": None}, "acme is suspended\n"),
     ("customer acme --resume", {"suspended": False}, "acme may go on\n"),
+    ("customer acme --strict", {"suspended": None, "strict": True}, "acme is strict: it gets no leases\n"),
+    (
+        "customer acme --resume --no-strict",
+        {"suspended": False, "strict": False},
+        "acme may go on and may have leases\n",
+    ),
 ]
 
 
@@ -139,7 +145,7 @@ def test_json_everywhere(cli: CommandLine, line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("customer acme", "say --suspend or --resume"),
+        ("customer acme", "say --suspend or --resume, --strict or --no-strict"),
         ("rate-limit acme calls --limit 60 --per fortnight", "'fortnight' is no span"),
         ("grant acme 5 --every monthly", "every: 'monthly' is no interval"),
         ("extend acme h1 --ttl 0", "greater than or equal to 1"),

@@ -35,16 +35,21 @@ def client(transport: SentRequests) -> Tallygate:
 #: Each sample request, full and minimal, as a call of the client.
 CALLS: dict[str, tuple[Call, Call]] = {
     "reserve": (
-        lambda client: client.reserve(
-            "acme",
-            feature="llm",
-            quantities={"output_tokens": 10, "input_tokens": 4808},
-            credits="0.50",
-            dimensions={"team": "research", "agent": "drafter"},
-            at_least={"output_tokens": 1},
-            ttl_seconds=120,
-            explain=True,
-            id="call-7",
+        lambda client: client.ask(  # only leases ask for one, and they have no explanations
+            replace(
+                client.reserve(
+                    "acme",
+                    feature="llm",
+                    quantities={"output_tokens": 10, "input_tokens": 4808},
+                    credits="0.50",
+                    dimensions={"team": "research", "agent": "drafter"},
+                    at_least={"output_tokens": 1},
+                    ttl_seconds=120,
+                    explain=True,
+                    id="call-7",
+                )._request,
+                lease=True,
+            )
         ),
         lambda client: client.reserve("acme", feature="llm", id="call-7"),
     ),
@@ -147,7 +152,7 @@ CALLS: dict[str, tuple[Call, Call]] = {
         lambda client: client.subscribe("acme", "pro", id="contract-1"),
     ),
     "customer": (
-        lambda client: client.set_customer("acme", suspended=True, id="stop-1"),
+        lambda client: client.set_customer("acme", suspended=True, strict=True, id="stop-1"),
         lambda client: client.set_customer("acme", suspended=False, id="stop-1"),
     ),
 }

@@ -28,6 +28,7 @@ def everybody() -> list[Rule]:
         ("WRITE", topics.DEAD_LETTERS, {"worker", "operator"}),
         ("READ", topics.DEAD_LETTERS, {"operator"}),
         ("WRITE", topics.USAGE, {"producer", "operator", "gateway"}),
+        ("READ", topics.USAGE, {"worker", "operator", "gateway"}),
         ("WRITE", topics.REQUESTS, {"operator", "gateway", "checkout"}),
         ("READ", topics.reply_topic("checkout"), {"checkout"}),
         ("READ", topics.reply_topic("cli"), {"operator"}),

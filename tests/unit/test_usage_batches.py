@@ -247,8 +247,7 @@ def test_a_run_in_force_in_part_is_finished_by_whoever_comes_next() -> None:
     ]
     again.insert(2, record(broken, None, BatchId("p", 1, 9)))
     again = [msgspec.structs.replace(each, offset=1 + at) for at, each in enumerate(again)]
-    run = broken._runs.read(again, CATALOG)
-    broken._runs.without(run, frozenset({2}))
+    run = broken._runs.read(again, CATALOG, None, frozenset({2}))
     broken.apply(run.next(1))
     broken.apply(run.next(1))
     under_way = broken.state.row.run

@@ -15,6 +15,8 @@ is wrong in itself raises `RefusedRequest`.
 Work that needs no permission is reported afterwards, by the thousand: `await client.usage("acme", "llm.call",
 {"output_tokens": 812})` returns at once, and the events go out in batches.
 
+Where a decision may cost microseconds only, `client.lease` holds slices ahead and decides within them locally.
+
 `TallygateSync` has the same calls for programs without asyncio.
 """
 
@@ -23,6 +25,7 @@ from tallygate.connectors.client_content import Amount
 from tallygate.connectors.client_errors import (
     ClientClosed,
     Denied,
+    LeaseUnsettled,
     NoAnswer,
     NotConnected,
     RefusedRequest,
@@ -30,7 +33,9 @@ from tallygate.connectors.client_errors import (
     UsageLost,
 )
 from tallygate.connectors.client_holds import Hold, Reservation
-from tallygate.connectors.client_sync import HoldSync, TallygateSync
+from tallygate.connectors.client_leases import Lease, Leasing
+from tallygate.connectors.client_slices import LeaseDecision
+from tallygate.connectors.client_sync import HoldSync, LeaseSync, TallygateSync
 from tallygate.schemas.requests import Override
 
 __all__ = [
@@ -39,6 +44,11 @@ __all__ = [
     "Denied",
     "Hold",
     "HoldSync",
+    "Lease",
+    "LeaseDecision",
+    "LeaseSync",
+    "LeaseUnsettled",
+    "Leasing",
     "NoAnswer",
     "NotConnected",
     "Override",

@@ -191,10 +191,20 @@ class Administration(ABC):
         return await self._ask(request, timeout)
 
     async def set_customer(
-        self, customer: str, *, suspended: bool, id: str | None = None, timeout: float | None = None
+        self,
+        customer: str,
+        *,
+        suspended: bool | None = None,
+        strict: bool | None = None,
+        id: str | None = None,
+        timeout: float | None = None,
     ) -> Answer:
-        """Suspend a customer, to whom the gate then says no, or let it go on. One that is not known becomes known."""
-        return await self._ask(SetCustomer(id=id or self._new_id(), customer=customer, suspended=suspended), timeout)
+        """Suspend a customer, to whom the gate then says no, or let it go on. One that is not known becomes known.
+
+        A `strict` customer gets no leases: each of its calls is decided by the worker. None leaves either as it is.
+        """
+        request = SetCustomer(id=id or self._new_id(), customer=customer, suspended=suspended, strict=strict)
+        return await self._ask(request, timeout)
 
 
 def _recurring(every: str | None, anchor: datetime | None) -> Recurring | None:

@@ -11,6 +11,7 @@ from tallygate.connectors.client_administration import Administration
 from tallygate.connectors.client_content import Amount, amounts, exact, id_of, in_order
 from tallygate.connectors.client_errors import Denied, RefusedRequest
 from tallygate.connectors.client_holds import Reservation
+from tallygate.connectors.client_leases import LEASE_SECONDS_DEFAULT, Lease, Leasing, terms_of
 from tallygate.connectors.client_transport import Transport
 from tallygate.connectors.client_usage import (
     BUFFER_EVENTS_DEFAULT,
@@ -62,6 +63,7 @@ class Tallygate(Administration):
         self._timeout = timeout
         self._transport = Transport(brokers, service, in_flight_max, kafka or {})
         self._usage = UsageBuffer({**(kafka or {}), "bootstrap.servers": brokers}, service, usage_linger, usage_buffer)
+        self._leases: set[Lease] = set()
         self._random = random.Random()  # seeded by the system
 
     async def start(self) -> Self:
@@ -70,14 +72,19 @@ class Tallygate(Administration):
         return self
 
     async def close(self) -> None:
-        """Sends the usage events that wait, and ends the connections; calls in flight raise ClientClosed.
+        """Closes leases, sends the usage events that wait, ends the connections; calls in flight raise ClientClosed.
 
-        Raises UsageLost for usage events that the broker does not confirm within the client's time-out.
+        Raises UsageLost for usage events that the broker does not confirm within the client's time-out, and
+        LeaseUnsettled for what was taken under a lease and not confirmed.
         """
         try:
-            await asyncio.to_thread(self._usage.close, self._timeout)
+            for lease in tuple(self._leases):
+                await lease.close()
         finally:
-            await self._transport.close()
+            try:
+                await asyncio.to_thread(self._usage.close, self._timeout)
+            finally:
+                await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -170,6 +177,28 @@ class Tallygate(Administration):
             explain=explain,
         )
         return Reservation(self, request, timeout)
+
+    def lease(
+        self,
+        customer: str,
+        *,
+        feature: str,
+        quantities: Mapping[str, Amount] | None = None,
+        credits: Amount = 0,
+        dimensions: Mapping[str, str] | None = None,
+        ttl_seconds: int = LEASE_SECONDS_DEFAULT,
+        timeout: float | None = None,
+    ) -> Leasing:
+        """Hold slices ahead, and decide within them locally: `async with` it, then `lease.take(...)`.
+
+        `quantities` and `credits` are the first slice, and name every unit that is to be taken; a meter that counts
+        calls, too, or each slice counts as one call. Later slices follow the rate of takes, a few seconds' worth, and
+        shrink near a limit. A slice is a hold of `ttl_seconds`, so no limit is passed however many clients lease, and
+        what a client that dies has in hand comes back when it ends. Prices in tiers and rate limits by requests see
+        slices, not takes. Entering raises Denied where there is nothing to be had; with `customer_strict` the customer
+        gets no leases: reserve each call.
+        """
+        return Leasing(self, terms_of(customer, feature, quantities, credits, dimensions, ttl_seconds), timeout)
 
     async def settle(
         self,

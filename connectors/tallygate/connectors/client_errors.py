@@ -4,13 +4,17 @@ A denial is a value where an answer is asked for (`await client.reserve(...)`) a
 would begin without one (`async with client.reserve(...)`). A refusal is always an exception: the request was wrong.
 """
 
+from collections.abc import Sequence
+
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.reasons import Reason
+from tallygate.schemas.requests import Settle
 
 __all__ = [
     "BrokersAway",
     "ClientClosed",
     "Denied",
+    "LeaseUnsettled",
     "NoAnswer",
     "NotConnected",
     "RefusedRequest",
@@ -54,6 +58,18 @@ class UsageLost(TallygateError):
     def __init__(self, message: str, *, events: int) -> None:
         super().__init__(message)
         self.events = events
+
+
+class LeaseUnsettled(TallygateError):
+    """Work taken under a lease that no worker confirmed. Each of `settles` may be asked again: it counts once."""
+
+    def __init__(self, settles: Sequence[Settle]) -> None:
+        self.settles = tuple(settles)
+        named = ", ".join(f"{settle.hold!r} of customer {settle.customer!r}" for settle in self.settles)
+        super().__init__(
+            f"what was taken of hold {named} may not be recorded yet: give each of this error's `settles` to "
+            "`client.ask` again; it counts once"
+        )
 
 
 class RefusedRequest(TallygateError, ValueError):

@@ -10,8 +10,11 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tallygate.connectors.client_async import IN_FLIGHT_MAX_DEFAULT, TIMEOUT_SECONDS_DEFAULT, Tallygate
-from tallygate.connectors.client_errors import ClientClosed, Denied
+from tallygate.connectors.client_content import Amount
+from tallygate.connectors.client_errors import ClientClosed, Denied, LeaseUnsettled
 from tallygate.connectors.client_holds import Hold, Reservation
+from tallygate.connectors.client_leases import Lease, Leasing
+from tallygate.connectors.client_slices import LeaseDecision
 from tallygate.connectors.client_usage import BUFFER_EVENTS_DEFAULT, LINGER_SECONDS_DEFAULT, event_of, no_room
 from tallygate.connectors.usage_batches import Value
 from tallygate.schemas.reasons import Reason
@@ -24,7 +27,7 @@ def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> 
     """The same method of the object inside, waiting for its result."""
 
     @functools.wraps(method)
-    def call(self: "TallygateSync | HoldSync", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: "TallygateSync | HoldSync | LeaseSync", /, *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self._run(method(self._inner, *args, **kwargs))
         return result
 
@@ -70,6 +73,42 @@ class HoldSync:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._run(self._inner._leave(error))
+
+
+class LeaseSync:
+    """A lease for many threads; `with` closes it."""
+
+    def __init__(self, inner: Lease, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._inner = inner
+        self._run = run
+
+    def take(self, quantities: Mapping[str, Amount] | None = None, *, credits: Amount = 0) -> LeaseDecision:
+        """As `Lease.take`."""
+        return self._inner.take(quantities, credits=credits)
+
+    acquire = _blocking(Lease.acquire)
+    close = _blocking(Lease.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self.close()
+        except LeaseUnsettled as unsettled:
+            if error is None:
+                raise
+            error.add_note(str(unsettled))
+
+
+def _leasing(method: Callable[Concatenate[Any, P], Leasing]) -> Callable[Concatenate[Any, P], LeaseSync]:
+    """`Tallygate.lease`, begun at once; raises Denied where there is nothing to be had."""
+
+    @functools.wraps(method)
+    def call(self: "TallygateSync", /, *args: P.args, **kwargs: P.kwargs) -> LeaseSync:
+        return LeaseSync(self._run(method(self._inner, *args, **kwargs)._begin()), self._run)
+
+    return call
 
 
 def _reserving(method: Callable[Concatenate[Any, P], Reservation]) -> Callable[Concatenate[Any, P], HoldSync]:
@@ -163,6 +202,7 @@ class TallygateSync:
     check = _blocking(Tallygate.check)
     estimate = _blocking(Tallygate.estimate)
     reserve = _reserving(Tallygate.reserve)
+    lease = _leasing(Tallygate.lease)
     settle = _blocking(Tallygate.settle)
     release = _blocking(Tallygate.release)
     extend = _blocking(Tallygate.extend)

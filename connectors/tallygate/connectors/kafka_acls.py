@@ -75,7 +75,7 @@ def rules_of(role: str, principal: str, worker_group: str, reply_topics: Iterabl
             return [
                 *service_rules(GATEWAY_SERVICE, principal),
                 *_on_topics(principal, "WRITE", USAGE, CATALOG, KEYS, AUDIT),
-                *_on_topics(principal, "READ", CATALOG, KEYS, DECISIONS),
+                *_on_topics(principal, "READ", USAGE, CATALOG, KEYS, DECISIONS),
                 *_on_topics(principal, "DESCRIBE", JOURNAL, DEAD_LETTERS),
                 *(Rule(principal, "DESCRIBE", "GROUP", name) for name in (GROUP_GATEWAY, GROUP_READER, worker_group)),
             ]

@@ -4,7 +4,7 @@ An `Account` is what the accepted journal says. An `AccountDraft` reads through 
 changes: rows, postings, decisions, usage, ids seen. Nothing reaches the account before the journal has accepted it.
 """
 
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from tallygate.pipeline.hours import Hours
 from tallygate.pipeline.transition import Rows
@@ -31,6 +31,10 @@ from tallygate.schemas.journal import (
     split_key,
 )
 from tallygate.schemas.ledger import Posting
+
+if TYPE_CHECKING:
+    from tallygate.pipeline.budgets import Place
+    from tallygate.pipeline.weighing import Shape
 
 R = TypeVar("R", bound=Row)
 #: When a rate limit has drained: an instant in beats, and the limit (so many beats a millisecond) and seconds then.
@@ -77,7 +81,8 @@ class Table(Generic[R]):
 class Account:
     """A customer as accepted: rows by kind and id.
 
-    `burn` caches the burn order of the active grants by pool. `drains` is where rate limits stand, in memory only.
+    `burn` caches the burn order of the active grants by pool, `places` the budgets that usage falls under. `drains` is
+    where rate limits stand, in memory only.
     """
 
     __slots__ = (
@@ -87,6 +92,7 @@ class Account:
         "drains",
         "grants",
         "holds",
+        "places",
         "pools",
         "rate_limits",
         "row",
@@ -110,6 +116,7 @@ class Account:
         self.values: dict[str, ValueRow] = {}
         self.drains: dict[str, Drained] = {}
         self.burn: dict[str, tuple[str, ...]] = {}
+        self.places: dict[Shape, list[Place]] = {}
 
     @classmethod
     def load(cls, customer: str, rows: Rows) -> "Account":
@@ -305,6 +312,8 @@ class AccountDraft:
         account.row = self.row
         account.burn = self.burn
         account.drains.update(self.drains)
+        if self.budgets.changes or self.subscriptions.changes or len(account.places) > _HISTORY_CACHED:
+            account.places = {}
         for _, table in self.tables():
             table.commit()
         for cache in (account.usage, account.values):

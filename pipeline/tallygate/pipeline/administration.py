@@ -170,7 +170,12 @@ def set_customer(draft: Draft, account: AccountDraft, each: RequestInput) -> Ans
     account.know(draft.stream_at)
     assert isinstance(account.row, AccountRow)
     _decided(draft, account, each, 0)
-    account.row = replace(account.row, suspended=request.suspended)
+    row = account.row
+    account.row = replace(
+        row,
+        suspended=row.suspended if request.suspended is None else request.suspended,
+        strict=row.strict if request.strict is None else request.strict,
+    )
     return draft.answer(each)
 
 

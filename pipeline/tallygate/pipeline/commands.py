@@ -10,7 +10,7 @@ from tallygate.pipeline import administration, reservations
 from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.draft import Draft
 from tallygate.pipeline.entitlements import offer_of
-from tallygate.pipeline.memory import Remembered, content_of, decode_remembered, encode_memory, request_digest
+from tallygate.pipeline.memory import Remembered, content_of, decode_remembered, encode_memory
 from tallygate.pipeline.statement import statement
 from tallygate.pipeline.transition import Outcome, Reply, RequestInput
 from tallygate.schemas.answers import Answer, encode_answer
@@ -41,7 +41,7 @@ def answer(draft: Draft, each: RequestInput, account: AccountDraft) -> None:
     """Decide one request and put its answer on the way; a known id is answered as before."""
     request, op = each.request, OPS[type(each.request)]
     remembers = not isinstance(request, READS)
-    id = request_digest(request)
+    id = draft.request_digest(each)
     content = content_of(request) if remembers else ""
     known = draft.seen(id) if remembers else None
     try:

@@ -44,7 +44,8 @@ class Draft:
         self.duplicates = 0
         #: Usage that is still to be counted, by customer.
         self.gathered: dict[str, Gathering] = {}
-        self._digests: dict[int, list[bytes]] = {}
+        self._digests: dict[int, list[bytes]] = {}  # of usage and of requests, by offset
+        self._asked: dict[int, bytes] = {}
         self._looked_up: dict[bytes, list[bytes]] = {}
         self._seen: dict[bytes, tuple[int, bytes | tuple[CountedEvents, int]]] = {}
 
@@ -68,7 +69,8 @@ class Draft:
                 self._digests[each.source.offset] = found
                 every += found
             elif isinstance(each, RequestInput):
-                every.append(request_digest(each.request))
+                own = self._asked[each.source.offset] = request_digest(each.request)
+                every.append(own)
             else:
                 continue
             last_at = max(last_at, self.stream_at, each.source.at)
@@ -79,6 +81,9 @@ class Draft:
     def digests(self, each: UsageInput) -> list[bytes]:
         """The ids of an input's events."""
         return self._digests[each.source.offset]
+
+    def request_digest(self, each: RequestInput) -> bytes:
+        return self._asked[each.source.offset]
 
     def account(self, customer: str) -> AccountDraft:
         draft = self.accounts.get(customer)

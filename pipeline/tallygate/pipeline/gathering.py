@@ -276,8 +276,13 @@ class _Counting:
 
     def _places(self, shape: Shape) -> list[budgets.Place]:
         """The budgets that events of a shape fall under; of a plan's they are the same for everybody on it."""
-        if self._account.budgets.values():
-            return budgets.places(budgets.budgets_of(self._account, self._offer), shape.dimensions)
+        account = self._account
+        if account.budgets.values():
+            kept = {} if account.budgets.changes or account.subscriptions.changes else account.account.places
+            own = kept.get(shape)
+            if own is None:
+                own = kept[shape] = budgets.places(budgets.budgets_of(account, self._offer), shape.dimensions)
+            return own
         found = shape.places.get(id(self._offer))
         if found is None:
             found = shape.places[id(self._offer)] = budgets.places(self._offer.budgets, shape.dimensions)

@@ -140,8 +140,7 @@ def decode_ended(memory: bytes) -> EndedHold:
 
 
 def decode_counted_events(value: bytes) -> CountedEvents:
-    """Of a group's record in the local table, which begins with an instant."""
-    return _counted_events.decode(value.partition(b" ")[2])
+    return _counted_events.decode(value)
 
 
 def decode_counted(memory: bytes) -> CountedEvent:

@@ -18,6 +18,8 @@ Write = tuple[bytes, bytes | None]
 
 #: What is remembered of an event that was counted with others begins so; the digest of their first, and its number.
 SHARED: Final = b"@"
+#: Of one that was counted alone, but in the same form: its record follows.
+ALONE: Final = b"#"
 #: The kinds of rows that belong to an hour; it stands in their ids behind the meter.
 OF_HOURS: Final = ("usage", "value")
 
@@ -93,8 +95,12 @@ def _due_writes(customer: bytes, value: bytes) -> list[Write]:
 
 
 def counted_writes(at: int, digests: list[bytes], group: bytes) -> list[Write]:
-    """Events that were counted together: their record once, under the first, and a reference for each."""
+    """Events that were counted together: their record once, under the first, and a reference for each; one alone has
+    the record itself.
+    """
     begin, since = _SEEN + (at // DAY_MS).to_bytes(4, "big"), b"%d " % at
+    if len(digests) == 1:
+        return [(begin + digests[0], since + ALONE + group)]
     reference = since + SHARED + digests[0]
     writes: list[Write] = [(begin + own, reference + b"%d" % number) for number, own in enumerate(digests)]
     writes.append((begin + digests[0] + _GROUP, since + group))

@@ -39,7 +39,7 @@ def reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
     asked = _ask(draft, request)
     least = _least(request, asked)
     if asked is None:
-        return _decided(draft, account, each, feature_unknown(account))
+        return _decided(draft, account, each, feature_unknown(account, request.lease))
     at, wanted = draft.stream_at, asked
     verdict = gate(account, draft.tariff, asked, at, request.explain)
     if not verdict.allowed and least is not None:
@@ -59,7 +59,8 @@ def reserve(draft: Draft, account: AccountDraft, each: RequestInput) -> Answer:
         credits_nanos=verdict.cost_nanos,
         dimensions=asked.dimensions,
         overage_nanos=verdict.overage_nanos,
-        at_end=asked.feature.at_end,
+        # What a lease has not settled was taken by nobody: its holder settles what was.
+        at_end="release" if request.lease else asked.feature.at_end,
     )
     rates.pass_through(account, verdict.flows)
     return _decided(draft, account, each, verdict, wanted, hold)
@@ -96,7 +97,8 @@ def _ask(draft: Draft, request: Reserve | Check | Estimate) -> Ask | None:
     if feature is None:
         return None
     quantities = call_quantities(feature, draft.tariff, request.quantities)
-    return Ask(feature, quantities, amount("credits", request.credits), request.dimensions)
+    lease = isinstance(request, Reserve) and request.lease
+    return Ask(feature, quantities, amount("credits", request.credits), request.dimensions, lease)
 
 
 def _least(request: Reserve, asked: Ask | None) -> tuple[str, int] | None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from tallygate.pipeline.account import Account
 from tallygate.pipeline.memory import decode_counted_events, encode_memory, one_of
-from tallygate.pipeline.replay import SHARED, group_key, seen_key
+from tallygate.pipeline.replay import ALONE, SHARED, group_key, seen_key
 from tallygate.pipeline.tariff import Tariff
 from tallygate.pipeline.transition import Rows, Transition
 from tallygate.pipeline.weighing import Scales
@@ -91,12 +91,14 @@ class PartitionState:
     def _resolved(self, day: int, value: bytes) -> bytes:
         """What is remembered of an event that was counted with others stands in their group's record."""
         seen_at, _, memory = value.partition(b" ")
+        if memory[:1] == ALONE:
+            return seen_at + b" " + encode_memory(one_of(decode_counted_events(memory[1:]), 0))
         if memory[:1] != SHARED:
             return value
         first, number = memory[1:17], int(memory[17:])
         group = self.rows.get(group_key(day, first))
         assert group is not None, "a group's record is as old as its events' ids"
-        return seen_at + b" " + encode_memory(one_of(decode_counted_events(group), number))
+        return seen_at + b" " + encode_memory(one_of(decode_counted_events(group.partition(b" ")[2]), number))
 
     def commit(self, transition: Transition) -> None:
         """Put a transition in force that the journal has accepted and the table has taken."""

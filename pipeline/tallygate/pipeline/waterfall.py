@@ -20,12 +20,13 @@ from tallygate.schemas.reasons import Reason
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """What a call wants: a feature, quantities by meter, credits asked for directly, who makes it."""
+    """What a call wants: a feature, quantities by meter, credits asked for directly, who makes it; is it a lease?"""
 
     feature: Feature
     quantities: dict[str, int]
     credits_nanos: int
     dimensions: dict[str, str]
+    lease: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
@@ -51,12 +52,17 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     @property
     def priced(self) -> bool:
         """Whether the gate has come as far as what it costs."""
-        return self.reason not in (Reason.CUSTOMER_UNKNOWN, Reason.CUSTOMER_SUSPENDED, Reason.FEATURE_NOT_ENTITLED)
+        return self.reason not in (
+            Reason.CUSTOMER_UNKNOWN,
+            Reason.CUSTOMER_SUSPENDED,
+            Reason.CUSTOMER_STRICT,
+            Reason.FEATURE_NOT_ENTITLED,
+        )
 
 
 def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool = False) -> Verdict:
     """Would this be allowed now? Changes nothing."""
-    stopped = customer_stopped(draft)
+    stopped = customer_stopped(draft, ask.lease)
     if stopped is not None:
         return stopped
     offer = offer_of(draft, tariff)
@@ -87,18 +93,20 @@ def gate(draft: AccountDraft, tariff: Tariff, ask: Ask, at: int, explain: bool =
     )
 
 
-def customer_stopped(draft: AccountDraft) -> Verdict | None:
-    """The no to a customer who is not known or is suspended, whatever is asked."""
+def customer_stopped(draft: AccountDraft, lease: bool) -> Verdict | None:
+    """The no to a customer who is not known or is suspended, whatever is asked, and to a strict one's lease."""
     if draft.row is None:
         return _refused("customer", Reason.CUSTOMER_UNKNOWN)
     if draft.row.suspended:
         return _refused("customer", Reason.CUSTOMER_SUSPENDED)
+    if lease and draft.row.strict:
+        return _refused("customer", Reason.CUSTOMER_STRICT)
     return None
 
 
-def feature_unknown(draft: AccountDraft) -> Verdict:
+def feature_unknown(draft: AccountDraft, lease: bool = False) -> Verdict:
     """The no to a feature that the catalog does not have."""
-    return customer_stopped(draft) or _refused("feature", Reason.FEATURE_UNKNOWN)
+    return customer_stopped(draft, lease) or _refused("feature", Reason.FEATURE_UNKNOWN)
 
 
 def plan(draft: AccountDraft, pools: tuple[str, ...], nanos: int) -> tuple[Shares, int]:

@@ -21,13 +21,17 @@ class _Row(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="row"):
 
 
 class AccountRow(_Row, frozen=True, tag="account.v1"):
-    """A known customer. `due_at`: when stream time next changes something (0: never); before that `was_due_at`."""
+    """A known customer. `due_at`: when stream time next changes something (0: never); before that `was_due_at`.
+
+    A `strict` one gets no leases: each of its calls is decided by the worker.
+    """
 
     customer: str
     created_at: int
     due_at: int = 0
     was_due_at: int = 0
     suspended: bool = False
+    strict: bool = False
 
 
 class PoolRow(_Row, frozen=True, tag="pool.v1"):

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     BUDGET_EXHAUSTED = "budget_exhausted"
     ALLOWANCE_EXHAUSTED = "allowance_exhausted"
     CREDITS_EXHAUSTED = "credits_exhausted"
+    CUSTOMER_STRICT = "customer_strict"
 
     # refused: nothing was decided, nothing was counted
     MALFORMED = "malformed"
@@ -53,6 +54,7 @@ DENIALS = frozenset(
         Reason.BUDGET_EXHAUSTED,
         Reason.ALLOWANCE_EXHAUSTED,
         Reason.CREDITS_EXHAUSTED,
+        Reason.CUSTOMER_STRICT,
     }
 )
 

@@ -52,7 +52,8 @@ class Reserve(_Request, frozen=True, tag="tallygate.reserve.v1"):
     """Set credits aside before the work. `id` names the hold.
 
     What is asked: `quantities` by meter, priced by the feature's rates, or `credits` directly, or both. `at_least`
-    names one meter (or `credits`) and how little of it will do: as much as is affordable up to what is asked.
+    names one meter (or `credits`) and how little of it will do: as much as is affordable up to what is asked. With
+    `lease`, whoever asks decides within the hold by itself: a strict customer gets none, and its end gives it back.
     """
 
     feature: Name
@@ -62,6 +63,7 @@ class Reserve(_Request, frozen=True, tag="tallygate.reserve.v1"):
     at_least: Quantities = {}
     ttl_seconds: Seconds | None = None
     explain: bool = False
+    lease: bool = False
 
 
 class Settle(_Request, frozen=True, tag="tallygate.settle.v1"):
@@ -188,9 +190,10 @@ class Subscribe(_Request, frozen=True, tag="tallygate.subscribe.v1"):
 
 
 class SetCustomer(_Request, frozen=True, tag="tallygate.customer.v1"):
-    """Make a customer known, suspend it or let it go on."""
+    """Make a customer known, suspend it or let it go on; a `strict` one gets no leases. `null` leaves it as it is."""
 
-    suspended: bool = False
+    suspended: bool | None = False
+    strict: bool | None = None
 
 
 Request = (

@@ -154,7 +154,9 @@ DECISION: Final = Sample(
 JOURNAL: Final = (
     Sample(
         "row-account",
-        journal.AccountRow(customer="acme", created_at=_AT, due_at=_AT + _HOUR, was_due_at=_AT + _DAY, suspended=True),
+        journal.AccountRow(
+            customer="acme", created_at=_AT, due_at=_AT + _HOUR, was_due_at=_AT + _DAY, suspended=True, strict=True
+        ),
         journal.AccountRow(customer="acme", created_at=_AT),
     ),
     Sample(

@@ -33,6 +33,7 @@ REQUESTS: Final = (
             at_least={"output_tokens": Decimal(1)},
             ttl_seconds=120,
             explain=True,
+            lease=True,
         ),
         requests.Reserve(id="call-7", customer="acme", feature="llm"),
     ),
@@ -161,7 +162,7 @@ REQUESTS: Final = (
     ),
     Sample(
         "request-customer",
-        requests.SetCustomer(id="stop-1", customer="acme", suspended=True),
+        requests.SetCustomer(id="stop-1", customer="acme", suspended=True, strict=True),
         requests.SetCustomer(id="stop-1", customer="acme"),
     ),
 )

@@ -4,7 +4,7 @@ A run takes all batches that wait when it begins, up to a limit. So a partition 
 one, and its work grows with the groups in them; one that keeps up takes each as it comes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final, Protocol
 
@@ -183,7 +183,11 @@ class BatchLane:
             records = self._records(under_way)
             if not records:
                 return None
-            self._reading = self._background(lambda: self._reader.read(records, standing.catalog, under_way))
+            known: frozenset[int] = frozenset()
+            if under_way is None:
+                known = standing.duplicates(self._reader.heads(records))
+            self._read(records, standing, known)
+        assert self._reading is not None
         if not self._reading.done():
             return None
         run = self._reading.result()
@@ -192,9 +196,14 @@ class BatchLane:
             if run.catalog is not standing.catalog:
                 return self._begin(standing)
             known = standing.duplicates(run.batches)
-            if known:
-                self._reader.without(run, known)
+            if known != run.duplicates:  # a record that was wrong said which number it had
+                self._read(run.records, standing, known)
+                return self._begin(standing)
         return run
+
+    def _read(self, records: Sequence[Record], standing: Standing, duplicates: frozenset[int]) -> None:
+        catalog, under_way = standing.catalog, standing.under_way
+        self._reading = self._background(lambda: self._reader.read(records, catalog, under_way, duplicates))
 
     def _records(self, under_way: UsageRun | None) -> list[Record]:
         """The records of the next run; of one under way all of them, or none yet."""

@@ -298,20 +298,26 @@ def customer(
     suspend: Annotated[
         bool | None, typer.Option("--suspend/--resume", help="Say no to whatever it asks, or let it go on.")
     ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict/--no-strict", help="Let no client decide for it by a lease, or let them.")
+    ] = None,
     id: Id = None,
     brokers: Brokers = None,
     data_dir: DataDir = None,
     timeout: Timeout = TIMEOUT_SECONDS,
     json: Json = False,
 ) -> None:
-    """Suspend a customer, or let it go on. One that is not known yet becomes known.
+    """Suspend a customer, or let it go on; let clients hold leases for it, or not. One that is not known becomes known.
 
     \b
     tallygate customer acme --suspend
     tallygate customer acme --resume
+    tallygate customer acme --strict
     """
-    if suspend is None:
-        raise typer.BadParameter("say --suspend or --resume")
+    if suspend is None and strict is None:
+        raise typer.BadParameter("say --suspend or --resume, --strict or --no-strict")
     with client_for(brokers, data_dir, timeout) as client:
-        answer = client.set_customer(customer, suspended=suspend, id=id)
-    finish(answer, json, f"{customer} is suspended" if suspend else f"{customer} may go on")
+        answer = client.set_customer(customer, suspended=suspend, strict=strict, id=id)
+    said = [] if suspend is None else ["is suspended" if suspend else "may go on"]
+    said += [] if strict is None else ["is strict: it gets no leases" if strict else "may have leases"]
+    finish(answer, json, f"{customer} {' and '.join(said)}")

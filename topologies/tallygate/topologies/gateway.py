@@ -182,6 +182,7 @@ def _take_catalog(gateway: Gateway, record: Record) -> None:
         return
     if catalog.version > gateway.newest.catalog.version:
         gateway.newest.catalog = catalog
+        gateway.newest.published_at = record.timestamp_ms
 
 
 def _sql(settings: Settings) -> Callable[[str], Awaitable[bytes]]:

@@ -1,6 +1,6 @@
 """Runs of batch records: read and grouped off the event loop, then handed to the rules a few customers at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -25,9 +25,6 @@ from tallygate.topologies.usage_joined import WrongRecords
 _ROW_BYTES: Final = 700
 _CUSTOMERS_KNOWN_MAX: Final = 1_000_000
 
-#: Of a run's batches, which were counted before: asked when the run begins, of the state as it is then.
-Duplicates = Callable[[tuple[Batch, ...]], frozenset[int]]
-
 
 class Run:
     """Consecutive batch records, grouped under one catalog. `next` gives out its customers, part by part."""
@@ -39,6 +36,7 @@ class Run:
         self.catalog = catalog
         self.batches = tuple(batches)
         self.columns = columns
+        self.duplicates: frozenset[int] = frozenset()
         self.skipped: tuple[int, ...] = ()
         self.customers: Customers = []
         self.begun = False
@@ -88,8 +86,18 @@ class RunReader:
         self._catalog: Catalog | None = None
         self._grouper: Grouper | None = None
 
-    def read(self, records: Sequence[Record], catalog: Catalog, under_way: UsageRun | None = None) -> Run:
-        """The records' groups under a catalog; of a run that is under way, only what is not in force yet.
+    def heads(self, records: Sequence[Record]) -> tuple[Batch, ...]:
+        """The records by their headers alone, to see at once which were counted before."""
+        return tuple(self._head(record)[0] for record in records)
+
+    def read(
+        self,
+        records: Sequence[Record],
+        catalog: Catalog,
+        under_way: UsageRun | None = None,
+        duplicates: frozenset[int] = frozenset(),
+    ) -> Run:
+        """The records' groups under a catalog, without duplicates; of a run under way, only what is not in force yet.
 
         Fewer records than given, where what one customer has in all of them would not fit into a journal batch.
         """
@@ -100,27 +108,23 @@ class RunReader:
         for record in records:
             batch, read = self._batch(record, record.offset in skipped)
             batches.append(batch)
-            if read is not None:
+            if read is not None and record.offset not in duplicates:
                 columns.append(read)
         run = Run(records, catalog, batches, columns)
+        run.duplicates = duplicates
         self._group(run)
         if under_way is not None:
             run.skipped = under_way.skipped
             run.leave_out(under_way.after)
         elif _largest(run.customers) > JOURNAL_BATCH_BYTES_MAX - (1 << 20):
             if len(records) > 1:
-                return self.read(records[: len(records) // 2], catalog)
+                half = records[: len(records) // 2]
+                return self.read(half, catalog, None, duplicates & {record.offset for record in half})
             refused = Refused(Reason.TOO_LARGE, "one customer's groups do not fit into a journal batch: send fewer")
             run.columns = []
             run.batches = (_refused(batches[0], refused),)
             self._group(run)
         return run
-
-    def without(self, run: Run, duplicates: frozenset[int]) -> None:
-        """Group again, without batches that were counted before."""
-        run.columns = [each for each in run.columns if each.source.offset not in duplicates]
-        self._group(run)
-        run.skipped = tuple(sorted({*run.skipped, *duplicates}))
 
     def _group(self, run: Run) -> None:
         """Group what is right; what is wrong with a record makes it a refused one."""
@@ -135,7 +139,8 @@ class RunReader:
                     for each in run.batches
                 )
                 continue
-            run.skipped = tuple(each.source.offset for each in run.batches if each.refused is not None)
+            refused = {each.source.offset for each in run.batches if each.refused is not None}
+            run.skipped = tuple(sorted(refused | run.duplicates))
             return
 
     def _grouper_of(self, catalog: Catalog) -> Grouper:
@@ -144,12 +149,11 @@ class RunReader:
         return self._grouper
 
     def _batch(self, record: Record, skipped: bool) -> tuple[Batch, Columns | None]:
-        source = Source(record.topic, record.partition, record.offset, record.timestamp_ms)
-        id: BatchId | None = None
+        head, id = self._head(record)
+        source = head.source
+        if id is None or skipped:
+            return head, None
         try:
-            id = read_batch_id(dict(record.headers))
-            if skipped:
-                return Batch(source, id, 0), None
             columns = self._columns.read(source, id, record.value)
             self._number_customers(columns)
             ahead = int(columns.at.max()) - source.at
@@ -159,6 +163,15 @@ class RunReader:
         except Refused as refused:
             return _refused(Batch(source, id, 0), refused), None
         return Batch(source, id, columns.events), columns
+
+    @staticmethod
+    def _head(record: Record) -> tuple[Batch, BatchId | None]:
+        source = Source(record.topic, record.partition, record.offset, record.timestamp_ms)
+        try:
+            id = read_batch_id(dict(record.headers))
+        except Refused as refused:
+            return _refused(Batch(source, None, 0), refused), None
+        return Batch(source, id, 0), id
 
     def _number_customers(self, columns: Columns) -> None:
         texts = columns.subject.texts

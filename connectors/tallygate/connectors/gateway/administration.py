@@ -119,5 +119,10 @@ OPERATIONS: Final = (
         "With all the add-ons and overrides that it is to have from now on.",
     ),
     _operation(ResetPool, "resets", "End a pool's usage period", "Grants keep what rolls over."),
-    _operation(SetCustomer, "status", "Suspend a customer, or let it go on", "One that is not known becomes known."),
+    _operation(
+        SetCustomer,
+        "status",
+        "Suspend a customer, or let it go on",
+        "One that is not known becomes known. A strict one gets no leases. `null` for `suspended` leaves it as it is.",
+    ),
 )

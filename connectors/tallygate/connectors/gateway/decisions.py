@@ -32,7 +32,9 @@ async def decide(gateway: Gateway, request: Check | Reserve) -> Answer:
     try:
         return await gateway.client.ask(request)
     except (NoAnswer, ClientClosed) as error:
-        if not gateway.newest.fails_open(request.feature):
+        # A lease that nobody has granted is nothing to decide within: its caller asks for each call, which may go on.
+        lease = isinstance(request, Reserve) and request.lease
+        if lease or not gateway.newest.fails_open(request.feature):
             raise problem_of(error) from None
         return _fall_back(gateway, request)
     except TallygateError as error:

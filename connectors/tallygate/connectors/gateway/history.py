@@ -23,13 +23,13 @@ _CURSOR: Final = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
 _FIRST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST: Final = datetime(2105, 12, 31, tzinfo=UTC)
 
-_WINDOWS: Final = {
+WINDOWS: Final = {
     "hour": "toStartOfHour(hour)",
     "day": "toStartOfDay(hour)",
     "week": "toDateTime(toMonday(hour), 'UTC')",
     "month": "toDateTime(toStartOfMonth(hour), 'UTC')",
 }
-_INSTANT: Final = "formatDateTime({}, '%Y-%m-%dT%H:%i:%SZ', 'UTC')"
+INSTANT_TEXT: Final = "formatDateTime({}, '%Y-%m-%dT%H:%i:%SZ', 'UTC')"
 
 
 class UsageInWindow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,7 +97,7 @@ class Question(NamedTuple):
         columns = ["meter", f"{self._quantity()} AS quantity", "sum(u.events) AS events"]
         groups = ["meter"]
         if self.window is not None:
-            columns.append(f"{_INSTANT.format(_WINDOWS[self.window])} AS window_at")
+            columns.append(f"{INSTANT_TEXT.format(WINDOWS[self.window])} AS window_at")
             groups.append("window_at")
         if self.by:
             pairs = ", ".join(f"{quoted(name)}, u.dimensions[{quoted(name)}]" for name in self.by)
@@ -105,8 +105,8 @@ class Question(NamedTuple):
             groups.append("kept")
         conditions = [
             f"customer = {quoted(self.customer)}",
-            f"hour >= {_instant(self.begin)}",
-            f"hour < {_instant(self.end)}",
+            f"hour >= {instant_sql(self.begin)}",
+            f"hour < {instant_sql(self.end)}",
             f"meter IN ({', '.join(quoted(meter.name) for meter in self.meters)})",
             *(f"u.dimensions[{quoted(name)}] = {quoted(value)}" for name, value in self.where),
         ]
@@ -132,13 +132,13 @@ async def _usage(call: Call) -> Response:
     begin, end = _span(call)
     meters, left_out = _meters(call)
     window = call.query("window")
-    if window is not None and window not in _WINDOWS:
-        raise _wrong(f"window: there are {', '.join(_WINDOWS)}; without one, all is summed up")
+    if window is not None and window not in WINDOWS:
+        raise _wrong(f"window: there are {', '.join(WINDOWS)}; without one, all is summed up")
     by = [name for name in (call.query("by") or "").split(",") if name]
     if len(by) > 10:
         raise _wrong("by: at most 10 dimensions")
     question = Question(customer, begin, end, meters, window, by, _where(call))
-    rows = await _ask(call, question.sql()) if meters else []
+    rows = await ask_rows(call, question.sql()) if meters else []
     found = [_usage_row(row, by) for row in rows]
     return json_response(
         CustomerUsage(
@@ -156,7 +156,7 @@ def _usage_row(row: bytes, by: Sequence[str]) -> UsageInWindow:
     found: dict[str, Any] = msgspec.json.decode(row)
     return UsageInWindow(
         meter=found["meter"],
-        quantity=_plain(found["quantity"]),
+        quantity=plain(found["quantity"]),
         events=int(found["events"]),
         dimensions=dict(found.get("kept", {})),
         window_at=found.get("window_at", ""),
@@ -198,14 +198,14 @@ async def _ledger(call: Call) -> Response:
     customer = call.customer()
     begin, end = _span(call, whole=True)
     limit = _number(call, "limit", _LEDGER_ROWS, LEDGER_ROWS_MAX)
-    conditions = [f"customer = {quoted(customer)}", f"at >= {_instant(begin)}", f"at < {_instant(end)}"]
+    conditions = [f"customer = {quoted(customer)}", f"at >= {instant_sql(begin)}", f"at < {instant_sql(end)}"]
     cursor = call.query("cursor")
     if cursor:
         place = _CURSOR.fullmatch(cursor)
         if place is None:
             raise _wrong("cursor: use the one that the last answer gave as `next`")
         conditions.append(f"(p.offset, p.leg) > ({place[1]}, {place[2]})")
-    rows = await _ask(
+    rows = await ask_rows(
         call,
         "SELECT formatDateTime(p.at, '%Y-%m-%dT%H:%i:%S.%fZ', 'UTC') AS at_text, asset, account, amount, p.offset AS "
         "place, leg, grant, category, price, feature, cause_id FROM postings AS p "
@@ -224,24 +224,24 @@ def _ledger_line(row: bytes) -> LedgerLine:
         at=format_instant(parse_instant(found["at_text"])),
         pool=found["asset"],
         account=found["account"],
-        amount=_plain(found["amount"]),
+        amount=plain(found["amount"]),
         offset=int(found["place"]),
         leg=int(found["leg"]),
         grant=found["grant"],
         category=found["category"],
-        price=_plain(found["price"]),
+        price=plain(found["price"]),
         feature=found["feature"],
         cause=found["cause_id"],
     )
 
 
-def _plain(amount: Any) -> str:
+def plain(amount: Any) -> str:
     """A decimal as ClickHouse writes it, without zeros that say nothing."""
     text = str(amount)
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-async def _ask(call: Call, sql: str) -> list[bytes]:
+async def ask_rows(call: Call, sql: str) -> list[bytes]:
     return [line for line in (await call.gateway.ask_sql(sql)).split(b"\n") if line]
 
 
@@ -277,7 +277,7 @@ def _number(call: Call, name: str, default: int, most: int) -> int:
     return int(text)
 
 
-def _instant(at: int) -> str:
+def instant_sql(at: int) -> str:
     return f"fromUnixTimestamp64Milli(toInt64({at}), 'UTC')"
 
 

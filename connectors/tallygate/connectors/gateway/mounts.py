@@ -21,6 +21,10 @@ from tallygate.connectors.gateway import (
     system,
     usage,
 )
+from tallygate.connectors.gateway.openmeter import customers as openmeter_customers
+from tallygate.connectors.gateway.openmeter import events as openmeter_events
+from tallygate.connectors.gateway.openmeter import features as openmeter_features
+from tallygate.connectors.gateway.openmeter import meters as openmeter_meters
 from tallygate.connectors.gateway.operations import Mounted, Operation
 
 MODULES: Final[tuple[ModuleType, ...]] = (
@@ -34,6 +38,10 @@ MODULES: Final[tuple[ModuleType, ...]] = (
     administration,
     catalog_routes,
     system,
+    openmeter_events,
+    openmeter_meters,
+    openmeter_features,
+    openmeter_customers,
 )
 
 

@@ -26,6 +26,7 @@ _TITLES: Final = {
     422: "Refused",
     429: "Too many requests",
     500: "Fault in Tallygate",
+    501: "Not possible here",
     503: "Unavailable",
 }
 
@@ -150,6 +151,7 @@ def _status_of(reason: Reason) -> int:
             | Reason.PLAN_UNKNOWN
             | Reason.UNPRICED
             | Reason.CUSTOMER_SUSPENDED
+            | Reason.CUSTOMER_STRICT
             | Reason.FEATURE_NOT_ENTITLED
             | Reason.RATE_LIMITED
             | Reason.BUDGET_EXHAUSTED

@@ -59,6 +59,7 @@ class NewestCatalog:
 
     def __init__(self) -> None:
         self.catalog = EMPTY
+        self.published_at = 0  # in milliseconds
 
     def fails_open(self, feature: str) -> bool:
         """Whether work under this feature goes on when nobody answers."""
