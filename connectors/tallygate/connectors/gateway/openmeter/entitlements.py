@@ -122,7 +122,7 @@ async def _put(call: Call, *, fresh: bool) -> Response:
     right = await right_of(call, customer, feature.name)
     for number, grant in enumerate(body.grants):
         await carry_out(call, grants.request_of(call, right, grant, f"{request.id}:{number}"))
-    return numbers_response(told(right), 201 if fresh else 200)
+    return numbers_response(told(right), 201)
 
 
 async def _delete(call: Call) -> Response:
