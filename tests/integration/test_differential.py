@@ -267,7 +267,7 @@ def wait_for_answers(asker: Asker, asked: dict[str, int]) -> None:
 
 
 class Replayed:
-    """The core over the very records that the worker took, one input at a time."""
+    """The core over the very records that the worker took, in the steps that the journal tells of."""
 
     def __init__(self, brokers: str) -> None:
         self.partitions = {number: _partition(number) for number in range(PARTITIONS)}
@@ -321,10 +321,12 @@ class Replayed:
             ]
             for topic in (topics.USAGE, topics.REQUESTS)
         )
-        for record in merge(usage, requests, key=lambda each: each.timestamp_ms):
-            transition = partition.apply(self._intake.read(record))
-            if not transition.records:  # a question; the next step comes after it
-                applied = {**partition.state.row.applied, record.topic: record.offset}
+        found = [self._intake.read(record) for record in merge(usage, requests, key=lambda each: each.timestamp_ms)]
+        if found:
+            # As one step, like the worker's: how much of a customer's usage is booked together depends on it.
+            transition = partition.apply(*found)
+            if not transition.records:  # questions; the next step comes after them
+                applied = {**before, **{each.source.topic: each.source.offset for each in found}}
                 partition.state.row = msgspec.structs.replace(partition.state.row, applied=applied)
             for reply in transition.replies:
                 answer = decode_answer(reply.answer)

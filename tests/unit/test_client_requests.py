@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from sent_requests import SentRequests
 from tallygate.connectors import client_async
-from tallygate.connectors.client import Override, RefusedRequest, Tallygate, TallygateSync
+from tallygate.connectors.client import Override, RefusedRequest, Tallygate, TallygateClient, TallygateSync
+from tallygate.connectors.client_administration import Administration
 from tallygate.schemas import requests
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import OPS
@@ -177,7 +178,7 @@ async def test_the_samples_are_what_the_calls_send(sample: Any, client: Tallygat
 
 def test_the_calls_without_asyncio_are_the_same(transport: SentRequests) -> None:
     with TallygateSync("127.0.0.1:1", service="test") as client:
-        for name, method in vars(Tallygate).items() | vars(client_async.Administration).items():
+        for name, method in (vars(Administration) | vars(TallygateClient)).items():
             if callable(method) and not name.startswith("_"):
                 assert callable(getattr(client, name)), name
         client.subscribe("acme", "pro", overrides={"sso": Override("boolean", "true")})

@@ -1,5 +1,7 @@
 """What a worker says while it waits for the cluster."""
 
+import re
+
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -35,4 +37,7 @@ async def test_a_leader_that_is_being_elected_is_no_broker_that_is_away(
                 return number
 
     assert await Cluster(load_settings(kafka_brokers=brokers))._patiently(ask) == 7
-    assert caplog.messages == [line.format(brokers, error.str()) for line in says]
+    # Nobody listens there, and the client's own thread may say so first, in other words for the same.
+    assert [re.sub(r"\(.*\);", "({});", line) for line in caplog.messages] == [
+        line.format(brokers, "{}") for line in says
+    ]

@@ -17,25 +17,36 @@ Work that needs no permission is reported afterwards, by the thousand: `await cl
 
 Where a decision may cost microseconds only, `client.lease` holds slices ahead and decides within them locally.
 
-`TallygateSync` has the same calls for programs without asyncio.
+`@client.metered("llm", customer=..., quantities=...)` does that around a function, and `wrap(AsyncOpenAI(), client,
+customer=...)` around every call of a model.
+
+`TallygateHTTP` has the same calls by way of a gateway: `TallygateHTTP("http://127.0.0.1:8086", key="tg_...")`.
+`TallygateSync` and `TallygateHTTPSync` have them for programs without asyncio. Code that takes either is typed with
+`TallygateClient`, or `TallygateClientSync`.
 """
 
 from tallygate.connectors.client_async import Tallygate
+from tallygate.connectors.client_calls import TallygateClient
 from tallygate.connectors.client_content import Amount
 from tallygate.connectors.client_errors import (
     ClientClosed,
     Denied,
     LeaseUnsettled,
     NoAnswer,
+    NotAllowed,
     NotConnected,
+    NotHeld,
     RefusedRequest,
     TallygateError,
+    Unsettled,
     UsageLost,
 )
 from tallygate.connectors.client_holds import Hold, Reservation
+from tallygate.connectors.client_http import TallygateHTTP
 from tallygate.connectors.client_leases import Lease, Leasing
 from tallygate.connectors.client_slices import LeaseDecision
-from tallygate.connectors.client_sync import HoldSync, LeaseSync, TallygateSync
+from tallygate.connectors.client_sync import HoldSync, LeaseSync, TallygateClientSync, TallygateHTTPSync, TallygateSync
+from tallygate.connectors.llm_clients import wrap
 from tallygate.schemas.requests import Override
 
 __all__ = [
@@ -50,12 +61,20 @@ __all__ = [
     "LeaseUnsettled",
     "Leasing",
     "NoAnswer",
+    "NotAllowed",
     "NotConnected",
+    "NotHeld",
     "Override",
     "RefusedRequest",
     "Reservation",
     "Tallygate",
+    "TallygateClient",
+    "TallygateClientSync",
     "TallygateError",
+    "TallygateHTTP",
+    "TallygateHTTPSync",
     "TallygateSync",
+    "Unsettled",
     "UsageLost",
+    "wrap",
 ]

@@ -16,9 +16,12 @@ __all__ = [
     "Denied",
     "LeaseUnsettled",
     "NoAnswer",
+    "NotAllowed",
     "NotConnected",
+    "NotHeld",
     "RefusedRequest",
     "TallygateError",
+    "Unsettled",
     "UsageLost",
 ]
 
@@ -33,6 +36,22 @@ class NotConnected(TallygateError):
 
 class BrokersAway(NotConnected):
     """No broker answers: starting again may succeed."""
+
+
+class NotAllowed(TallygateError):
+    """The gateway does not know the API key, or the key may not do this: another key is needed."""
+
+
+class NotHeld(TallygateError):
+    """Nothing was held, because the work was let through without an answer: what it took is to be reported as usage."""
+
+
+class Unsettled(TallygateError):
+    """The work was done, and no answer to its settling came: `response` is what it gave. `__cause__` says why."""
+
+    def __init__(self, message: str, response: object) -> None:
+        super().__init__(message)
+        self.response = response
 
 
 class ClientClosed(TallygateError):
@@ -53,7 +72,7 @@ class NoAnswer(TallygateError):
 
 
 class UsageLost(TallygateError):
-    """Usage events that the broker did not confirm, or that found no room: `events` of them."""
+    """Usage events that were not confirmed, or that found no room: `events` of them."""
 
     def __init__(self, message: str, *, events: int) -> None:
         super().__init__(message)

@@ -32,7 +32,7 @@ from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import Release, Settle
 
 if TYPE_CHECKING:
-    from tallygate.connectors.client_async import Tallygate
+    from tallygate.connectors.client_calls import TallygateClient
 
 LEASE_SECONDS_DEFAULT: Final = 30
 _LEASE_SECONDS_MIN: Final = 3
@@ -77,7 +77,7 @@ def in_nanos(quantities: Mapping[str, Amount] | None, credits: Amount) -> Amount
 class Lease:
     """Slices in hand. `take` decides; closing settles what was taken and gives back what was not."""
 
-    def __init__(self, client: "Tallygate", terms: LeaseTerms, timeout: float | None) -> None:
+    def __init__(self, client: "TallygateClient", terms: LeaseTerms, timeout: float | None) -> None:
         self._client = client
         self._timeout = timeout
         self._terms = terms
@@ -238,7 +238,7 @@ class Lease:
 class Leasing:
     """A lease that is yet to begin: `async with` it, or `await` it and close it yourself."""
 
-    def __init__(self, client: "Tallygate", terms: LeaseTerms, timeout: float | None) -> None:
+    def __init__(self, client: "TallygateClient", terms: LeaseTerms, timeout: float | None) -> None:
         self._made = (client, terms, timeout)
         self._lease: Lease | None = None
 

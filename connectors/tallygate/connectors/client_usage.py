@@ -1,35 +1,26 @@
-"""The client's usage events: buffered, sent in columnar batches a partition, each counted once.
+"""The client's usage events: buffered, sent in batches, each counted once.
 
-One thread makes the batches and hears what becomes of them, for asyncio programs and others alike. A batch carries
-this buffer's own name, its start as the epoch, and a number that rises; the name is never used again, so that what a
-restarted program sends is never taken for what it had sent before. librdkafka's idempotent producer keeps batches in
-order and repeats them until the broker has them.
+One thread makes the batches and hears what becomes of them, for asyncio programs and others alike. How they are sent is
+another module's: `client_usage_kafka` and `client_usage_http`.
 """
 
 import atexit
-import itertools
 import logging
 import threading
 import time
-import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-
-from tallygate.connectors.client_errors import ClientClosed, NotConnected, RefusedRequest, UsageLost
-from tallygate.connectors.usage_batches import BatchTooLarge, Event, Value, encode_batch
+from tallygate.connectors.client_errors import ClientClosed, RefusedRequest, UsageLost
+from tallygate.connectors.usage_batches import Event, Value
 from tallygate.schemas.events import CORRECTIONS
 from tallygate.schemas.instants import EPOCH, LATEST, from_datetime
 from tallygate.schemas.names import NAME_MAX, has_control
-from tallygate.schemas.partitions import partition_of
 from tallygate.schemas.reasons import Reason
-from tallygate.schemas.topics import USAGE
-from tallygate.schemas.usage_batch import COLUMNS_MAX, SUBJECT, TIME, TYPE, BatchId, batch_headers
+from tallygate.schemas.usage_batch import COLUMNS_MAX, SUBJECT, TIME, TYPE
 
 _log = logging.getLogger("tallygate.client")
 
@@ -40,37 +31,18 @@ BATCH_EVENTS: Final = 1_000
 _POLL_SECONDS: Final = 0.005
 _ATTRIBUTES: Final = (SUBJECT, TYPE, TIME)
 _DIGITS_MAX: Final = 28
-_PRODUCER: Final[dict[str, Any]] = {
-    "acks": "all",
-    "enable.idempotence": True,
-    "linger.ms": 0,  # events have lingered here
-    "queue.buffering.max.messages": 100_000,
-    "queue.buffering.max.kbytes": 64 * 1024,
-    "reconnect.backoff.max.ms": 1_000,
-    "log_level": 2,  # what matters comes through callbacks, once and in our words
-}
 
 
-class UsageBuffer:
+class UsageBuffer(ABC):
     """Takes events and sends them; for any number of threads.
 
-    At most `buffer_events` are held here until the broker has confirmed them: then `add` has no room. An event waits
-    `linger` seconds for others of its partition, or until they make a whole batch or the buffer is full.
+    At most `buffer_events` are held here until they are confirmed: then `add` has no room. An event waits `linger`
+    seconds for others of its lane (over Kafka: a partition), or until they make a whole batch or the buffer is full.
     """
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        service: str,
-        linger: float = LINGER_SECONDS_DEFAULT,
-        buffer_events: int = BUFFER_EVENTS_DEFAULT,
-    ) -> None:
+    def __init__(self, linger: float, buffer_events: int) -> None:
         if buffer_events < 1:
             raise ValueError(f"the buffer holds {buffer_events} events: at least one is needed")
-        self._config = dict(config)
-        self._name = f"{service}-{uuid.uuid4().hex[:16]}"
-        self._epoch = time.time_ns() // 1_000_000
-        self._sequences = itertools.count(1)
         self._linger = linger
         self._buffer_events = buffer_events
         self._batch_events = min(BATCH_EVENTS, buffer_events)
@@ -78,7 +50,7 @@ class UsageBuffer:
         self._waiting: dict[int, list[Event]] = {}
         self._since: dict[int, float] = {}
         self._held = 0  # events waiting or on their way
-        self._added: dict[int, int] = {}  # by partition, in all
+        self._added: dict[int, int] = {}  # by lane, in all
         self._ended: dict[int, int] = {}
         self._flushing = 0
         self._lost = 0
@@ -98,34 +70,45 @@ class UsageBuffer:
                 self._start(timeout)
 
     def _start(self, timeout: float) -> None:
-        try:
-            self._producer = Producer({**_PRODUCER, **self._config})
-            topic = self._producer.list_topics(timeout=timeout).topics.get(USAGE)
-        except (KafkaException, TypeError, ValueError) as error:
-            raise NotConnected(f"usage cannot be sent to {self._config.get('bootstrap.servers')}: {error}") from None
-        if topic is None:
-            raise NotConnected(f"topic {USAGE} is missing: declare it with `tallygate topics`")
-        partitions = len(topic.partitions)
-        self._partition_of = lru_cache(maxsize=100_000)(lambda customer: partition_of(customer, partitions))
+        self._connect(timeout)
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="tallygate-usage", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
+    @abstractmethod
+    def _connect(self, timeout: float) -> None:
+        """Raises NotConnected."""
+
+    @abstractmethod
+    def _lane_of(self, customer: str) -> int: ...
+
+    @abstractmethod
+    def _send(self, lane: int, events: list[Event]) -> None:
+        """Sends events, in the thread; `_done` is called for each of them, now or during a later `_poll`."""
+
+    def _poll(self, seconds: float) -> None:
+        """Hears what became of what was sent."""
+        return
+
+    @abstractmethod
+    def _disconnect(self) -> None:
+        """Called in the thread, at its end."""
+
     def add(self, event: Event) -> bool:
         """Takes an event, or has no room for it."""
-        partition = self._partition_of(event[0])
+        lane = self._lane_of(event[0])
         with self._changed:
             if self._closed:
                 raise ClientClosed("the client was closed: its usage events are sent")
             if self._held >= self._buffer_events:
                 return False
             self._held += 1
-            self._added[partition] = self._added.get(partition, 0) + 1
-            waiting = self._waiting.setdefault(partition, [])
+            self._added[lane] = self._added.get(lane, 0) + 1
+            waiting = self._waiting.setdefault(lane, [])
             waiting.append(event)
             if len(waiting) == 1:
-                self._since[partition] = time.monotonic()
+                self._since[lane] = time.monotonic()
             if len(waiting) in (1, self._batch_events) or self._held == self._buffer_events:
                 self._changed.notify_all()
             return True
@@ -136,7 +119,7 @@ class UsageBuffer:
             return self._changed.wait_for(lambda: self._held < self._buffer_events or self._closed, timeout)
 
     def flush(self, timeout: float) -> None:
-        """Returns when the broker has all that was added before. Raises UsageLost for what it did not confirm."""
+        """Returns when Kafka has all that was added before. Raises UsageLost for what was not confirmed."""
         with self._changed:
             self._flushing += 1
             self._changed.notify_all()
@@ -147,14 +130,14 @@ class UsageBuffer:
             why, left = self._why, self._behind(upto)
         if lost or not sent:
             raise UsageLost(
-                f"{lost or left} usage events were not confirmed by the broker"
+                f"{lost or left} usage events were not confirmed"
                 f"{f' ({why})' if why else ''}: they may or may not be counted"
                 f"{'' if lost else f'; it had {timeout:g} s, and is still tried'}",
                 events=lost or left,
             )
 
     def _behind(self, upto: Mapping[int, int]) -> int:
-        return sum(max(0, added - self._ended.get(partition, 0)) for partition, added in upto.items())
+        return sum(max(0, added - self._ended.get(lane, 0)) for lane, added in upto.items())
 
     def close(self, timeout: float = 10.0) -> None:
         """Flushes and ends. Twice is once. Raises UsageLost."""
@@ -170,7 +153,6 @@ class UsageBuffer:
             thread, self._thread = self._thread, None
             if thread is not None:
                 thread.join()
-            self._producer.purge()
 
     # The thread
 
@@ -179,66 +161,38 @@ class UsageBuffer:
             with self._changed:
                 ready = self._ready()
                 if not ready and self._closed:
-                    return
-                waiting = [since for partition, since in self._since.items() if self._waiting[partition]]
+                    break
+                waiting = [since for lane, since in self._since.items() if self._waiting[lane]]
                 on_their_way = self._held - sum(map(len, self._waiting.values()))
                 if not ready and not on_their_way:
                     due = min(waiting) + self._linger - time.monotonic() if waiting else None
                     self._changed.wait(due if due is None else max(due, 0))
                     continue
-            for partition, events in ready:
-                self._send(partition, events)
-            self._producer.poll(0 if ready else _POLL_SECONDS)
+            for lane, events in ready:
+                self._send(lane, events)
+            self._poll(0 if ready else _POLL_SECONDS)
+        self._disconnect()
 
     def _ready(self) -> list[tuple[int, list[Event]]]:
         """What is to be sent now, in batches; taken out of what waits."""
         now = time.monotonic()
         everything = self._flushing or self._closed or self._held >= self._buffer_events
         found = []
-        for partition, waiting in self._waiting.items():
-            due = everything or now - self._since[partition] >= self._linger
+        for lane, waiting in self._waiting.items():
+            due = everything or now - self._since[lane] >= self._linger
             while waiting and (due or len(waiting) >= self._batch_events):
-                found.append((partition, waiting[: self._batch_events]))
+                found.append((lane, waiting[: self._batch_events]))
                 del waiting[: self._batch_events]
-                self._since[partition] = now
+                self._since[lane] = now
         return found
 
-    def _send(self, partition: int, events: list[Event]) -> None:
-        try:
-            value = encode_batch(events)
-        except BatchTooLarge as error:
-            if len(events) > 1:
-                half = len(events) // 2
-                self._send(partition, events[:half])
-                self._send(partition, events[half:])
-            else:
-                self._done(partition, 1, str(error))
-            return
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            self._done(partition, len(events), f"they cannot be encoded: {error}")
-            return
-        headers = batch_headers(BatchId(self._name, self._epoch, next(self._sequences)))
-        delivered = partial(self._delivered, partition, len(events))
-        while True:
-            try:
-                self._producer.produce(USAGE, value, partition=partition, headers=headers, on_delivery=delivered)
-                return
-            except BufferError:
-                self._producer.poll(_POLL_SECONDS)
-            except KafkaException as error:  # the producer is in a state that it does not leave
-                self._done(partition, len(events), str(error.args[0].str()))
-                return
-
-    def _delivered(self, partition: int, events: int, error: KafkaError | None, message: Message) -> None:
-        self._done(partition, events, error.str() if error is not None else "")
-
-    def _done(self, partition: int, events: int, trouble: str) -> None:
+    def _done(self, lane: int, events: int, trouble: str) -> None:
         with self._changed:
             self._held -= events
-            self._ended[partition] = self._ended.get(partition, 0) + events
+            self._ended[lane] = self._ended.get(lane, 0) + events
             if trouble:
                 if not self._lost:
-                    _log.warning("usage events were not confirmed by the broker: %s", trouble)
+                    _log.warning("usage events were not confirmed: %s", trouble)
                 self._lost += events
                 self._why = trouble
             self._changed.notify_all()
@@ -263,7 +217,7 @@ def event_of(customer: str, type: str, data: Mapping[str, Value | None], time: d
 
 def no_room(seconds: float) -> UsageLost:
     return UsageLost(
-        f"a usage event found no room in the buffer within {seconds:g} s, and was not sent: is the broker there?",
+        f"a usage event found no room in the buffer within {seconds:g} s and was not sent: is Kafka or the gateway up?",
         events=1,
     )
 

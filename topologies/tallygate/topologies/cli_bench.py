@@ -1,4 +1,4 @@
-"""The bench's commands: usage, decisions, sink, growth, catalog."""
+"""The bench's commands: usage, decisions, leases, sink, growth, catalog."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +131,30 @@ def decisions(
         given=cluster,
     )
     _run(lambda bars: bench_decisions(options, bars), report.show_decisions, differences, json)
+
+
+@app.command()
+def leases(
+    rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Takes a second, by all clients.")] = 20_000,
+    clients: Annotated[int, typer.Option(min=2, max=1_000, help="Leases; half of them for one who runs out.")] = 8,
+    seconds: Seconds = 10,
+    partitions: Partitions = None,
+    cluster: Cluster = False,
+    json: JsonFile = None,
+) -> None:
+    """Local decisions within leases, and in turns with them those of a counter in the same process.
+
+    A customer runs out of credits meanwhile: ends with 1 when more was taken than there is.
+
+    \b
+    tallygate bench leases
+    tallygate bench leases --rate 50000 --clients 32 --json leases.json
+    """
+    from tallygate.topologies.bench import report
+    from tallygate.topologies.bench.leases import LeaseOptions, bench_leases, differences
+
+    options = LeaseOptions(rate=rate, clients=clients, seconds=seconds, partitions=partitions, given=cluster)
+    _run(lambda bars: bench_leases(options, bars), report.show_leases, differences, json)
 
 
 @app.command()

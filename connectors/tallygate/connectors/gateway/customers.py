@@ -19,11 +19,12 @@ _AT_ONCE: Final = 16
 
 
 class CustomerBalance(msgspec.Struct, frozen=True):
-    """Pools, holds, and the limits set on the customer itself, at `at`."""
+    """Pools, grants, holds, and the limits set on the customer itself, at `at`."""
 
     customer: str
     at: str
     pools: tuple[PoolView, ...]
+    grants: tuple[GrantView, ...]
     holds: tuple[HoldView, ...]
     limits: tuple[LimitState, ...]
 
@@ -59,7 +60,7 @@ async def statement_of(call: Call, customer: str) -> tuple[Answer, Statement]:
 async def _balance(call: Call) -> Response:
     customer = call.customer()
     answer, found = await statement_of(call, customer)
-    return json_response(CustomerBalance(customer, answer.at, found.pools, found.holds, found.limits))
+    return json_response(CustomerBalance(customer, answer.at, found.pools, found.grants, found.holds, found.limits))
 
 
 async def _grants(call: Call) -> Response:
@@ -113,10 +114,12 @@ def _read(path: str, summary: str, handler: Any, shown: Shown, parameters: tuple
 OPERATIONS: Final = (
     _read(
         "balance",
-        "Pools, holds and limits",
+        "Pools, grants, holds and limits",
         _balance,
         Shown(
-            "As it is now.", CustomerBalance, CustomerBalance("acme", _AT, _SHOWN.pools, _SHOWN.holds, _SHOWN.limits)
+            "As it is now.",
+            CustomerBalance,
+            CustomerBalance("acme", _AT, _SHOWN.pools, _SHOWN.grants, _SHOWN.holds, _SHOWN.limits),
         ),
     ),
     _read(

@@ -110,6 +110,33 @@ class DecisionsDone(msgspec.Struct, frozen=True, kw_only=True):
     troubles: list[str]
 
 
+class LeasesJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Take from leases, `rate` times a second by `clients` in turns, each of one of `customers`."""
+
+    kafka: dict[str, str]
+    customers: list[str]
+    clients: int
+    rate: int
+    seconds: float
+    warm_seconds: float
+    seed: int = 0
+
+
+class LeasesDone(msgspec.Struct, frozen=True, kw_only=True):
+    """Local decisions, how long each took, and the counter's beside; `tokens` that were allowed, by customer."""
+
+    sent: int
+    allowed: int
+    slices: int
+    late: int
+    seconds: float
+    cpu_seconds: float
+    take_us: list[float]
+    peer_us: list[float]
+    tokens: dict[str, int]
+    troubles: list[str]
+
+
 class LimitsJob(msgspec.Struct, frozen=True, kw_only=True):
     """Produce, consume and decode records like `value`, bare, for about `seconds` each, on a topic made for it."""
 

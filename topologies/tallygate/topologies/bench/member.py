@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from tallygate.topologies.bench import decision_load, limits, usage_load, watch
-from tallygate.topologies.bench.jobs import DecisionsJob, EchoJob, LimitsJob, UsageJob, WatchJob
+from tallygate.topologies.bench import decision_load, lease_load, limits, usage_load, watch
+from tallygate.topologies.bench.jobs import DecisionsJob, EchoJob, LeasesJob, LimitsJob, UsageJob, WatchJob
 
 _SWITCH_SECONDS: Final = 0.0005
 
@@ -22,6 +22,7 @@ ROLES: Final[dict[str, tuple[Any, Callable[..., msgspec.Struct]]]] = {
     "usage": (UsageJob, usage_load.send),
     "watch": (WatchJob, watch.watch),
     "decisions": (DecisionsJob, decision_load.run),
+    "leases": (LeasesJob, lease_load.run),
     "limits": (LimitsJob, limits.measure),
     "echo": (EchoJob, limits.echo),
 }

@@ -65,6 +65,23 @@ def show_decisions(result: dict[str, Any], out: Console) -> None:
     out.print(table)
 
 
+def show_leases(result: dict[str, Any], out: Console) -> None:
+    table = _table(f"Leases: {_number(result['rate'])} takes a second by {result['clients']} leases")
+    table.add_row("a decision", _microseconds(result, ""))
+    table.add_row("a counter in the process", _microseconds(result, "peer_"))
+    table.add_row("takes, allowed", f"{_number(result['sent'])}, {_number(result['allowed'])}")
+    table.add_row("slices settled, late", f"{_number(result['slices_settled'])}, {_number(result['settled_late'])}")
+    table.add_row("taken of the limit", f"{_number(result['limit_taken'])} of {_number(result['limit_tokens'])} tokens")
+    table.add_row("overdraft", f"{result['overdraft']:g}")
+    _conditions(table, result)
+    out.print(table)
+
+
+def _microseconds(result: dict[str, Any], prefix: str) -> str:
+    shown = ((name.replace("p999", "p99.9"), result[f"{prefix}{name}_us"]) for name in _LEVELS)
+    return ", ".join(f"{name} {value:.3g}" for name, value in shown if value is not None) + " µs"
+
+
 def show_sink(result: dict[str, Any], out: Console) -> None:
     table = _table(f"Sink: {_number(result['records'])} journal records")
     table.add_row("rows into ClickHouse", f"{_number(result['rows'])}: {_number(result['rows_per_second'])}/s")
