@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
@@ -361,6 +363,18 @@ async def test_nobody_there_is_one_clear_line() -> None:
     client = TallygateHTTP(url, key="tg_")
     with pytest.raises(ClientClosed):
         await client.check("acme", feature="llm")
+
+
+def test_what_waits_is_sent_when_a_program_ends() -> None:
+    with front((202, b"{}")) as (url, asked):
+        named = url.replace("127.0.0.1", "localhost")  # names are looked up that late, too
+        program = (
+            "from tallygate.connectors.client import TallygateHTTPSync\n"
+            f"client = TallygateHTTPSync({named!r}, key='tg_', usage_linger=60).start()\n"
+            "client.usage('acme', 'llm.call', {'tokens': 1})\n"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert [(path, body.count(b"specversion")) for path, _, body in asked] == [("/v1/usage", 1)]
 
 
 async def test_another_server_is_no_gateway() -> None:

@@ -9,7 +9,7 @@ import pytest
 from command_line import CommandLine
 from tallygate.topologies.exits import MEANINGS
 
-RUNNING = ("up", "demo", "worker", "sink", "gateway", "topics", "audit", "acls", "doctor")
+RUNNING = ("up", "demo", "worker", "sink", "gateway", "mcp", "topics", "audit", "acls", "doctor")
 KEYS = tuple(f"keys {name}" for name in ("create", "list", "rotate", "revoke"))
 PLANS = ("grant", "void-grant", "reset", "budget", "rate-limit", "subscribe", "customer")
 CREDITS = ("reserve", "settle", "release", "extend", "check", "estimate", "balance")
@@ -27,6 +27,8 @@ NOT_FOR_HELP = {
     "rocksdict",
     "starlette",
     "uvicorn",
+    "mcp",
+    "opentelemetry",
 }
 
 

@@ -51,7 +51,7 @@ def key() -> NewKey:
 @pytest.fixture
 async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: NewKey) -> AsyncIterator[Place]:
     module = ModuleType("mounted")
-    vars(module)["MOUNTED"] = (Mounted("/mcp", "decide", build),)
+    vars(module)["MOUNTED"] = (Mounted("/own", "decide", build),)
     monkeypatch.setattr(mounts, "MODULES", (*mounts.MODULES, module))
     gateway = build_gateway(load_settings(data_dir=tmp_path, kafka_brokers="127.0.0.1:9"), "")
     know(gateway, key.record, KeyUse(id=key.record.id, hour=now_ms() + 86_400_000))  # so that its use is not noted
@@ -81,28 +81,28 @@ async def post(
 
 
 async def test_it_gets_the_call(place: Place, key: NewKey) -> None:
-    for path, seen in (("/mcp", b"/"), ("/mcp/", b"/"), ("/mcp/deeper", b"/deeper")):
+    for path, seen in (("/own", b"/"), ("/own/", b"/"), ("/own/deeper", b"/deeper")):
         assert await post(place, path, key.text, b"12345") == (200, b"agent 5 True " + seen)
 
 
 async def test_without_the_right_key_it_is_not_reached(place: Place, key: NewKey) -> None:
     for wrong in (None, "x", new_key(("decide",), 1).text):
-        status, body = await post(place, "/mcp/", wrong)
+        status, body = await post(place, "/own/", wrong)
         assert (status, msgspec.json.decode(body)["type"]) == (401, "urn:tallygate:problem:not-authenticated")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_may_not_be_larger_there_either(place: Place, key: NewKey, chunked: bool) -> None:
-    status, body = await post(place, "/mcp/", key.text, b"x" * ((1 << 20) + 1), chunked=chunked)
+    status, body = await post(place, "/own/", key.text, b"x" * ((1 << 20) + 1), chunked=chunked)
     assert (status, msgspec.json.decode(body)["type"]) == (413, "urn:tallygate:problem:body-too-large")
 
 
 async def test_its_faults_are_problems_too(place: Place, key: NewKey) -> None:
-    status, body = await post(place, "/mcp/broken", key.text)
+    status, body = await post(place, "/own/broken", key.text)
     assert (status, msgspec.json.decode(body)["type"]) == (500, "urn:tallygate:problem:fault")
     assert b"broken" not in body
 
 
 async def test_its_calls_count_against_the_keys_rate(place: Place, key: NewKey) -> None:
-    statuses = [(await post(place, "/mcp/", key.text))[0] for _ in range(10)]
+    statuses = [(await post(place, "/own/", key.text))[0] for _ in range(10)]
     assert 429 in statuses

@@ -93,7 +93,7 @@ class TallygateHTTP(TallygateClient):
     ) -> None:
         super().__init__(timeout, fail_open)
         self._http = HttpTransport(url, key, try_timeout, connections_max, tls)
-        own = HttpTransport(url, key, try_timeout, 1, tls)  # for the thread that sends usage
+        own = HttpTransport(url, key, try_timeout, 1, tls, own_thread=True)  # of the usage buffer
         self._usage = HttpUsage(own, try_timeout, usage_linger, usage_buffer)
 
     async def _connect(self) -> None:

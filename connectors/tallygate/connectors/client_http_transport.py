@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from tallygate.connectors.client_errors import ClientClosed, NotConnected
@@ -38,11 +40,35 @@ class Unanswered(Exception):
         self.sent = sent
 
 
+class OwnResolver(AbstractResolver):
+    """Looks names up in the thread itself, which may wait: aiohttp's own way ends before the program does."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host, host=str(place[0]), port=port, family=kind, proto=proto, flags=socket.AI_NUMERICHOST
+            )
+            for kind, _, proto, _, place in socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        ]
+
+    async def close(self) -> None:
+        return
+
+
 class HttpTransport:
-    """A pool of connections to one gateway, on one event loop."""
+    """A pool of connections to one gateway, on one event loop; with `own_thread`, nothing else runs in its thread."""
 
     def __init__(
-        self, url: str, key: str, try_seconds: float, connections_max: int, tls: ssl.SSLContext | None
+        self,
+        url: str,
+        key: str,
+        try_seconds: float,
+        connections_max: int,
+        tls: ssl.SSLContext | None,
+        *,
+        own_thread: bool = False,
     ) -> None:
         found = URL(url)
         if found.scheme not in ("http", "https") or not found.host:
@@ -52,6 +78,7 @@ class HttpTransport:
         self._try_seconds = try_seconds
         self._connections_max = connections_max
         self._tls = tls
+        self._own_thread = own_thread
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -63,7 +90,10 @@ class HttpTransport:
         if self._session is not None:
             return
         connector = aiohttp.TCPConnector(
-            limit=self._connections_max, keepalive_timeout=_KEEP_SECONDS, ssl=True if self._tls is None else self._tls
+            resolver=OwnResolver() if self._own_thread else None,
+            limit=self._connections_max,
+            keepalive_timeout=_KEEP_SECONDS,
+            ssl=True if self._tls is None else self._tls,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,

@@ -13,6 +13,7 @@ from tallygate.topologies import (
     cli_dead_letters,
     cli_keys,
     cli_ledger,
+    cli_mcp,
     cli_money,
     cli_operations,
     cli_run,
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_HELP,
 )
-for group in (cli_run, cli_operations, cli_admin, cli_money, cli_data, cli_simulate):
+for group in (cli_run, cli_mcp, cli_operations, cli_admin, cli_money, cli_data, cli_simulate):
     app.add_typer(group.app)
 app.add_typer(cli_keys.audit_app)
 app.add_typer(cli_catalog.app, name="catalog", rich_help_panel="Data")

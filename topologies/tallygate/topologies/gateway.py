@@ -120,6 +120,8 @@ def build_gateway(settings: Settings, url: str) -> Gateway:
         timeout_seconds=settings.gateway_timeout_ms / 1000,
         calls_per_second=settings.gateway_calls_per_second,
         url=url,
+        otlp_customer_attribute=settings.gateway_otlp_customer_attribute,
+        otlp_event_type=settings.gateway_otlp_event_type,
     )
     return Gateway(config, ask_sql=_sql(settings), apply_catalog=_applying(settings))
 

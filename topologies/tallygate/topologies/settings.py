@@ -110,6 +110,17 @@ class Settings(BaseSettings):
     gateway_calls_per_second: int = Field(
         default=1_000, ge=0, le=1_000_000, description="of each API key without a limit of its own; 0: any number"
     )
+    gateway_otlp_customer_attribute: str = Field(
+        default="tallygate.customer",
+        min_length=1,
+        description="the attribute of OpenTelemetry spans or their resource that names the customer",
+    )
+    gateway_otlp_event_type: str = Field(
+        default="llm.call",
+        min_length=1,
+        max_length=200,
+        description="what OpenTelemetry spans become",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from tallygate.connectors.client_errors import ClientClosed, NoAnswer, Tallygate
 from tallygate.connectors.gateway.asking import ID_PARAMETER, Form, ask, ask_allowed, made
 from tallygate.connectors.gateway.operations import JSON, Call, Operation, Shown, json_response
 from tallygate.connectors.gateway.problems import problem_of
+from tallygate.connectors.gateway.services import Gateway
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.instants import format_instant
 from tallygate.schemas.reasons import Reason
@@ -26,25 +27,25 @@ from tallygate.schemas.samples_requests import REQUESTS
 _FALLBACK: Final = "no worker answered in time, and the feature fails open: report what the work took as usage"
 
 
-async def _decide(call: Call, request: Check | Reserve) -> Response:
+async def decide(gateway: Gateway, request: Check | Reserve) -> Answer:
+    """A worker's decision, or what the feature says where there is none. Raises Problem."""
     try:
-        answer = await call.gateway.client.ask(request)
+        return await gateway.client.ask(request)
     except (NoAnswer, ClientClosed) as error:
         # A lease that nobody has granted is nothing to decide within: its caller asks for each call, which may go on.
         lease = isinstance(request, Reserve) and request.lease
-        if lease or not call.gateway.newest.fails_open(request.feature):
+        if lease or not gateway.newest.fails_open(request.feature):
             raise problem_of(error) from None
-        answer = _fall_back(call, request)
+        return _fall_back(gateway, request)
     except TallygateError as error:
         raise problem_of(error) from None
-    return json_response(answer)
 
 
-def _fall_back(call: Call, request: Check | Reserve) -> Answer:
+def _fall_back(gateway: Gateway, request: Check | Reserve) -> Answer:
     op = OPS[type(request)]
-    call.gateway.figures.fallbacks.labels(op).inc()
+    gateway.figures.fallbacks.labels(op).inc()
     if isinstance(request, Reserve):
-        call.gateway.behind(_give_back(call, request))
+        gateway.behind(_give_back(gateway, request))
     return Answer(
         id=request.id,
         op=op,
@@ -52,29 +53,29 @@ def _fall_back(call: Call, request: Check | Reserve) -> Answer:
         allowed=True,
         reason=Reason.ALLOWED,
         at=format_instant(time.time_ns() // 1_000_000),
-        catalog=call.gateway.newest.catalog.version,
+        catalog=gateway.newest.catalog.version,
         message=_FALLBACK,
         fallback=True,
     )
 
 
-async def _give_back(call: Call, request: Reserve) -> None:
+async def _give_back(gateway: Gateway, request: Reserve) -> None:
     """The reservation may yet be decided, by a worker that comes back: what it will hold is released right behind it.
 
     Both lie in one partition, in this order. Should this not reach Kafka, the hold ends by its time to live.
     """
     release = Release(id=f"{request.id[:200]}/fallback", customer=request.customer, hold=request.id)
     with contextlib.suppress(TallygateError):
-        await call.gateway.client.ask(release)
+        await gateway.client.ask(release)
 
 
 def _deciding(form: Form) -> Callable[[Call], Awaitable[Response]]:
     read = made(form)
 
-    async def decide(call: Call) -> Response:
-        return await _decide(call, await read(call))
+    async def answer(call: Call) -> Response:
+        return json_response(await decide(call.gateway, await read(call)))
 
-    return decide
+    return answer
 
 
 def _recording(form: Form) -> Callable[[Call], Awaitable[Response]]:

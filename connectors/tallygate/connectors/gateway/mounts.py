@@ -15,6 +15,8 @@ from tallygate.connectors.gateway import (
     customers,
     decisions,
     history,
+    mcp_mount,
+    otlp,
     stream,
     system,
     usage,
@@ -29,6 +31,8 @@ from tallygate.connectors.gateway.operations import Mounted, Operation
 MODULES: Final[tuple[ModuleType, ...]] = (
     decisions,
     usage,
+    otlp,
+    mcp_mount,
     stream,
     customers,
     history,

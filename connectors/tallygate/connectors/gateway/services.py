@@ -28,7 +28,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`timeout_seconds`: how long a worker's answer, and Kafka's confirmation, is waited for.
 
     `calls_per_second`: of each key without a limit of its own; 0: any number. `url`: where the gateway is reached, for
-    its description of itself.
+    its description of itself. `otlp_customer_attribute` is where spans say the customer, `otlp_event_type` what they
+    become.
     """
 
     brokers: str
@@ -36,6 +37,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 5.0
     calls_per_second: int = 1_000
     url: str = ""
+    otlp_customer_attribute: str = "tallygate.customer"
+    otlp_event_type: str = "llm.call"
 
 
 class Applied(NamedTuple):

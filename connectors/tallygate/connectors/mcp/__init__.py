@@ -1,0 +1,1 @@
+"""Tallygate for agents: tools over the Model Context Protocol."""
