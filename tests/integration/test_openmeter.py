@@ -14,7 +14,15 @@ openmeter = pytest.importorskip(
 )
 from corehttp.exceptions import HttpResponseError, ResourceNotFoundError  # noqa: E402
 from openmeter.aio import Client as AsyncClient  # noqa: E402
-from openmeter.models import Event, MeterQueryRequest  # noqa: E402
+from openmeter.models import (  # noqa: E402
+    EntitlementBooleanV2,
+    EntitlementGrantCreateInputV2,
+    EntitlementMeteredV2,
+    EntitlementStaticV2,
+    Event,
+    MeterQueryRequest,
+    ResetEntitlementUsageInput,
+)
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -201,6 +209,136 @@ def test_customers(client: Any, stack: Stack) -> None:
         client.customers.get("nobody-at-all")
 
 
+def refused(caught: pytest.ExceptionInfo[HttpResponseError]) -> tuple[int, str]:
+    assert caught.value.response.headers["content-type"] == "application/problem+json"
+    return caught.value.response.status_code, caught.value.response.json()["detail"]
+
+
+def test_credits_are_granted_used_up_reset_and_told(client: Any) -> None:
+    """An entitlement of the plan that is paid by grants: access until they are used up."""
+    client.customers.create({"key": "burns", "name": "Burns"})
+    value = client.customer_entitlement_v2.get_customer_entitlement_value
+    assert value("burns", "llm").has_access is False
+
+    give = client.customer_entitlement_v2.create_customer_entitlement_grant
+    now = datetime.now(UTC).replace(microsecond=0)
+    early = {"amount": 10, "priority": 1, "effectiveAt": now, "expiration": {"duration": "MONTH", "count": 1}}
+    first = give("burns", "llm", EntitlementGrantCreateInputV2(early))
+    second = give("burns", "llm", EntitlementGrantCreateInputV2({"amount": 5.5, "priority": 2, "effectiveAt": now}))
+    assert (first.amount, first.priority, first.entitlement_id) == (10, 1, "llm")
+    assert timedelta(days=28) <= first.expires_at - now <= timedelta(days=31)
+    assert value("burns", "llm").has_access is True
+
+    client.events.ingest_event(event("burns", "1", 12, at=now))
+    wait_until(lambda: value("burns", "llm").usage == 12)
+    left = value("burns", "llm")
+    assert (left.has_access, left.balance, left.overage, left.total_available_grant_amount) == (True, 3.5, 0, 15.5)
+    page = client.customer_entitlement_v2.get_grants("burns", "llm")
+    assert [each.id for each in page.items_property] == [first.id, second.id]
+
+    client.events.ingest_event(event("burns", "2", 4, at=now))
+    wait_until(lambda: value("burns", "llm").usage == 16)
+    spent = value("burns", "llm")
+    assert (spent.has_access, spent.balance, spent.overage) == (False, 0, 0.5)
+
+    history = client.customer_entitlement_v2.get_customer_entitlement_history
+
+    def told() -> Any:
+        return history("burns", "llm", window_size="HOUR", from_parameter=now - timedelta(hours=1))
+
+    wait_until(lambda: sum(each.usage for each in told().windowed_history) == 16)
+    found = told()
+    assert found.windowed_history[0].balance_at_start == 0
+    assert sum(each.overage for each in found.burndown_history) == 0.5
+    paid: dict[str, float] = {}
+    for segment in found.burndown_history:
+        for each in segment.grant_usages:
+            paid[each.grant_id] = paid.get(each.grant_id, 0) + each.usage
+    assert paid == {first.id: 10, second.id: 5.5}
+    assert found.burndown_history[-1].balance_at_end == 0
+
+    client.customer_entitlement_v2.reset_customer_entitlement("burns", "llm", ResetEntitlementUsageInput())
+    anew = value("burns", "llm")
+    assert (anew.usage, anew.overage, anew.has_access) == (0, 0, False)
+    assert EntitlementMeteredV2(client.customer_entitlements_v2.get("burns", "llm")).last_reset >= now
+    give("burns", "llm", EntitlementGrantCreateInputV2({"amount": 1, "effectiveAt": datetime.now(UTC)}))
+    assert value("burns", "llm").has_access is True
+
+
+def test_an_allowance_of_a_customers_own(client: Any) -> None:
+    client.customers.create({"key": "allowed", "name": "Allowed"})
+    asked = {"type": "metered", "featureKey": "api", "usagePeriod": {"interval": "MONTH"}, "issueAfterReset": 3}
+    made = EntitlementMeteredV2(client.customer_entitlements_v2.post("allowed", asked))
+    assert (made.type, made.id, made.feature_key, made.customer_id) == ("metered", "api", "api", "allowed")
+    assert (made.issue_after_reset, made.is_soft_limit, made.usage_period.interval) == (3, False, "MONTH")
+    period = made.current_usage_period
+    assert period.from_property <= datetime.now(UTC) + timedelta(minutes=5) < period.to
+    value = client.customer_entitlement_v2.get_customer_entitlement_value
+    before = value("allowed", "api")
+    assert (before.has_access, before.balance, before.usage) == (True, 3, 0)
+    now = datetime.now(UTC)
+    client.events.ingest_events([event("allowed", str(number), at=now) for number in range(3)])
+    wait_until(lambda: value("allowed", "api").usage == 3)
+    after = value("allowed", "api")
+    assert (after.has_access, after.balance, after.overage) == (False, 0, 0)
+
+    entitlements = client.customer_entitlements_v2
+    asked = {"type": "static", "featureKey": "tier", "config": '{"seats": 5}'}
+    assert EntitlementStaticV2(entitlements.post("allowed", asked)).config == '{"seats": 5}'
+    assert value("allowed", "tier").config == '{"seats": 5}'
+    entitlements.post("allowed", {"type": "boolean", "featureKey": "sso"})
+    assert value("allowed", "sso").has_access is True
+    listed = {each["featureKey"]: each["type"] for each in entitlements.list("allowed").items_property}
+    assert listed == {"api": "metered", "llm": "metered", "sso": "boolean", "tier": "static"}
+
+    with pytest.raises(HttpResponseError) as caught:
+        entitlements.post("allowed", {"type": "boolean", "featureKey": "sso"})
+    assert refused(caught)[0] == 409
+    wider = {"type": "metered", "featureKey": "api", "usagePeriod": {"interval": "MONTH"}, "issueAfterReset": 4}
+    assert entitlements.override("allowed", "api", wider)["issueAfterReset"] == 4
+    assert value("allowed", "api").has_access is True  # what was used is still counted: one is left
+    assert value("allowed", "api").balance == 1
+    entitlements.delete("allowed", "sso")
+    with pytest.raises(ResourceNotFoundError):
+        value("allowed", "sso")
+    assert value("allowed", "tier").config == '{"seats": 5}'  # the others stay
+
+
+def test_what_an_entitlement_cannot_be(client: Any) -> None:
+    client.customers.create({"key": "cannot", "name": "Cannot"})
+    post = client.customer_entitlements_v2.post
+    metered = {"type": "metered", "featureKey": "api", "issueAfterReset": 3}
+    for body, status, why in [
+        ({**metered, "usagePeriod": {"interval": "YEAR"}}, 501, "PT1H, DAY, WEEK and MONTH"),
+        ({"type": "boolean", "featureKey": "sso", "metadata": {"a": "b"}}, 501, "metadata"),
+        ({"type": "boolean", "featureKey": "video"}, 404, "no such feature"),
+    ]:
+        with pytest.raises(HttpResponseError) as caught:
+            post("cannot", body)
+        assert refused(caught)[0] == status
+        assert why in refused(caught)[1]
+    with pytest.raises(HttpResponseError) as caught:
+        client.customer_entitlement_v2.get_customer_entitlement_value("cannot", "llm", time=NOON)
+    assert refused(caught)[0] == 501
+    post("cannot", {**metered, "usagePeriod": {"interval": "DAY"}})
+    with pytest.raises(HttpResponseError) as caught:
+        client.customer_entitlement_v2.create_customer_entitlement_grant(
+            "cannot", "api", EntitlementGrantCreateInputV2({"amount": 1, "effectiveAt": datetime.now(UTC)})
+        )
+    assert refused(caught) == (422, "the entitlement to 'api' is metered: grants pay for credits alone")
+
+
+def test_the_value_by_subject(client: Any, stack: Stack) -> None:
+    client.customers.create({"key": "by-subject", "name": "By subject"})
+    path = "/api/v1/subjects/by-subject/entitlements"
+    assert stack.gateway.call("GET", f"{path}/sso/value").json == {"hasAccess": False}
+    value = client.customer_entitlement.get_customer_entitlement_value("by-subject", "llm")
+    assert (value.has_access, value.balance) == (False, 0)
+    stack.gateway.call("POST", "/v1/customers/by-subject/grants", {"amount": "0.000000001"})
+    assert stack.gateway.call("GET", f"{path}/llm/value").json["hasAccess"] is True
+    assert stack.gateway.call("GET", "/api/v1/subjects/nobody-at-all/entitlements/llm/value").status == 404
+
+
 async def test_the_asynchronous_client(aio: Any) -> None:
     await aio.events.ingest_event(event("aio", "1", 3))
     await aio.events.ingest_events([event("aio", "2", 4)])
@@ -213,3 +351,6 @@ async def test_the_asynchronous_client(aio: Any) -> None:
     assert {each.slug for each in await aio.meters.list()} == set(CATALOG["meters"])
     assert (await aio.features.get("llm")).key == "llm"
     assert (await aio.customers.get("aio")).key == "aio"
+    made = await aio.customer_entitlements_v2.post("aio", {"type": "boolean", "featureKey": "sso"})
+    assert EntitlementBooleanV2(made).feature_key == "sso"
+    assert (await aio.customer_entitlement_v2.get_customer_entitlement_value("aio", "sso")).has_access is True

@@ -9,7 +9,7 @@ from tallygate.pipeline.account import AccountDraft
 from tallygate.pipeline.tariff import NOTHING, Offer, Tariff
 from tallygate.pipeline.windows import period_end, period_start
 from tallygate.schemas.amounts import from_nanos
-from tallygate.schemas.answers import LimitState
+from tallygate.schemas.answers import EntitlementState, LimitState
 from tallygate.schemas.catalog import Entitlement, Feature
 from tallygate.schemas.instants import format_instant
 from tallygate.schemas.journal import HeldShare, ScopeRow
@@ -77,18 +77,53 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 
 def allowances(draft: AccountDraft, right: Access, quantities: dict[str, int], at: int) -> list[Allowance]:
     """The metered entitlements that a call draws on."""
-    found = []
-    for each in right.entitlements:
-        if each.kind != "metered" or each.meter not in quantities:
-            continue
-        anchor = draft.anchor
-        start = period_start(each.period, at, anchor)
-        id = f"{_ALLOWANCE}{each.feature}\0{each.meter}"
-        row = draft.scopes.get(id) or ScopeRow(id, "", {}, start)
-        if row.period_at != start:
-            row = replace(row, period_at=start, used_nanos=0)
-        found.append(Allowance(each, row, quantities[each.meter], anchor))
-    return found
+    return [
+        _allowance(draft, each, quantities[each.meter], at)
+        for each in right.entitlements
+        if each.kind == "metered" and each.meter in quantities
+    ]
+
+
+def _allowance(draft: AccountDraft, entitlement: Entitlement, asked_nanos: int, at: int) -> Allowance:
+    anchor = draft.anchor
+    start = period_start(entitlement.period, at, anchor)
+    id = f"{_ALLOWANCE}{entitlement.feature}\0{entitlement.meter}"
+    row = draft.scopes.get(id) or ScopeRow(id, "", {}, start)
+    if row.period_at != start:
+        row = replace(row, period_at=start, used_nanos=0)
+    return Allowance(entitlement, row, asked_nanos, anchor)
+
+
+def states(draft: AccountDraft, offer: Offer, at: int) -> tuple[EntitlementState, ...]:
+    """All that the customer is entitled to, by feature: its own, or else the plan's."""
+    subscription = draft.subscription
+    own = {each.feature: (each,) for each in subscription.overrides} if subscription else {}
+    return tuple(
+        _state(draft, each, feature in own, at)
+        for feature, given in sorted({**offer.entitlements, **own}.items())
+        for each in given
+    )
+
+
+def _state(draft: AccountDraft, given: Entitlement, own: bool, at: int) -> EntitlementState:
+    if given.kind != "metered":
+        return EntitlementState(given.feature, given.kind, given.value, own=own)
+    found = _allowance(draft, given, 0, at)
+    shown = limit_state(found)
+    return EntitlementState(
+        given.feature,
+        "metered",
+        meter=given.meter,
+        limit=shown.limit,
+        used=shown.used,
+        held=shown.held,
+        remaining=shown.remaining,
+        period=given.period,
+        period_at=None if given.period == "lifetime" else format_instant(found.scope.period_at),
+        resets_at=shown.resets_at,
+        beyond=given.beyond,
+        own=own,
+    )
 
 
 def cost_of(

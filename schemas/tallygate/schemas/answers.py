@@ -59,22 +59,59 @@ class GrantView(msgspec.Struct, frozen=True, omit_defaults=True):
     active: bool = True
 
 
-class PoolView(msgspec.Struct, frozen=True):
-    """`balance` is what can be spent now; `held` is set aside; `overage` is owed."""
+class PoolView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`balance` is what can be spent now; `held` is set aside; `overage` is owed.
+
+    `used` is the usage since `period_at`, the last reset (none: since ever).
+    """
 
     pool: str
     balance: str
     held: str
     overage: str
+    used: str = "0"
+    period_at: str | None = None
+
+
+class EntitlementState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A right to a feature, from the plan, or the customer's `own` in its place.
+
+    `metered`: `used` and `held` of `limit` in the period from `period_at` (none: for life) until `resets_at`.
+    """
+
+    feature: str
+    kind: Literal["boolean", "static", "metered", "credit"]
+    value: str = ""
+    meter: str = ""
+    limit: str = "0"
+    used: str = "0"
+    held: str = "0"
+    remaining: str = "0"
+    period: str = ""
+    period_at: str | None = None
+    resets_at: str | None = None
+    beyond: str = ""
+    own: bool = False
+
+
+class SubscriptionView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The plan that a customer was put on at `since`; periods count from `anchor`."""
+
+    plan: str
+    anchor: str
+    since: str
+    add_ons: tuple[str, ...] = ()
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """The answer to a balance request."""
+    """The answer to a balance request. Without a subscription the catalog's default plan holds, if there is one."""
 
     pools: tuple[PoolView, ...] = ()
     grants: tuple[GrantView, ...] = ()
     holds: tuple[HoldView, ...] = ()
     limits: tuple[LimitState, ...] = ()
+    subscription: SubscriptionView | None = None
+    entitlements: tuple[EntitlementState, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -22,6 +22,7 @@ from tallygate.connectors.gateway import (
     usage,
 )
 from tallygate.connectors.gateway.openmeter import customers as openmeter_customers
+from tallygate.connectors.gateway.openmeter import entitlements as openmeter_entitlements
 from tallygate.connectors.gateway.openmeter import events as openmeter_events
 from tallygate.connectors.gateway.openmeter import features as openmeter_features
 from tallygate.connectors.gateway.openmeter import meters as openmeter_meters
@@ -41,6 +42,7 @@ MODULES: Final[tuple[ModuleType, ...]] = (
     openmeter_events,
     openmeter_meters,
     openmeter_features,
+    openmeter_entitlements,
     openmeter_customers,
 )
 
