@@ -26,7 +26,7 @@ from chaos.evidence import Evidence
 from chaos.fleet import SESSION_MS, Fleet
 from chaos.load import CATALOG, SERVICE, Load, customers_of
 from chaos.oracle import judge, percentiles, takeovers
-from chaos.plan import OTHERS, plan
+from chaos.plan import HASTY, OTHERS, plan
 from chaos.story import Story
 from tallygate.connectors.kafka_admin import declare_topics
 from tallygate.connectors.kafka_local import LocalKafkaError
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Evidence, dict[str, Any]]:
     """Everything started, the plan carried out, everything ended: what was seen, and under which conditions."""
     began, load_before = time.monotonic(), os.getloadavg()
-    faults = plan(options.kills, options.seed, options.workers, options.faults)
+    faults = plan(options.kills, options.seed, options.workers, options.faults, options.hasty)
     kinds = {fault.kind for fault in faults}
 
     def say(line: str) -> None:
@@ -96,6 +96,7 @@ def run(options: argparse.Namespace, folder: Path, out: Console) -> tuple[Eviden
         "broker_restarts": fleet.broker_restarts,
         "sink_ends": sum(len(sink.lives) for sink in fleet.sinks),
         "worker_ends_by_code": fleet.exits(),
+        "hasty": options.hasty,
         "workers": options.workers,
         "partitions": options.partitions,
         "brokers": options.nodes,
@@ -153,6 +154,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--nodes", type=int, choices=(1, 3), default=1, help="how many brokers; of three the leader is killed"
     )
     parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument(
+        "--hasty", type=float, default=HASTY, help="the share of faults that the next one does not wait for"
+    )
     parser.add_argument("--pause", type=float, default=1.0, help="seconds that a caller rests between two flows")
     parser.add_argument("--away", type=float, default=60.0, help="seconds that ClickHouse is away")
     parser.add_argument("--evidence", type=Path, metavar="FILE", help="keep there what the oracles were given")

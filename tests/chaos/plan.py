@@ -27,8 +27,8 @@ OTHERS: Final = {
     "rebalance_storm": 3,
     "restarted_in_order": 4,
 }
-#: The share of faults after which the next one does not wait until this one is over.
-_HASTY: Final = 0.5
+#: The share of faults after which the next one does not wait until this one is over, unless told otherwise.
+HASTY: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Fault:
     hasty: bool = False
 
 
-def plan(kills: int, seed: int, workers: int, others: Sequence[str] = tuple(OTHERS)) -> list[Fault]:
-    """So many kills, the named other faults among them."""
+def plan(
+    kills: int, seed: int, workers: int, others: Sequence[str] = tuple(OTHERS), hasty: float = HASTY
+) -> list[Fault]:
+    """So many kills, the named other faults among them; `hasty` is the share that the next does not wait for."""
     chance = random.Random(seed)
     ways = [point for _ in range(0, kills, len(KILLS)) for point in chance.sample(KILLS, len(KILLS))]
     wanted = [("kill", point) for point in ways[:kills]]
@@ -61,7 +63,7 @@ def plan(kills: int, seed: int, workers: int, others: Sequence[str] = tuple(OTHE
             chance.uniform(0.2, 1.5),
             point,
             1 if point in SELDOM else chance.randint(1, 6),
-            chance.random() < _HASTY,
+            chance.random() < hasty,
         )
         for kind, point in wanted
     ]
