@@ -28,7 +28,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, _nothing_left_behind: None) -> 
     folder = tmp_path_factory.mktemp("up")
     running = Up(folder / "data", folder / "up.log")
     try:
-        running.wait_for("Ctrl-C ends it.")
+        running.wait_for("/v1/customers/acme/balance -H ")  # the last line that it shows
         yield running
     finally:
         if running.process.poll() is None:
