@@ -51,7 +51,8 @@ def test_without_a_worker_the_feature_decides(fresh_kafka: LocalKafka, tmp_path:
             again = gateway.call("POST", "/v1/customers/acme/grants", {"amount": "1000", "id": "order-1"})
             assert again.status == 200
             # The reservation that nobody waited for is released behind itself; `llm` held 5 of its own.
-            wait_until(lambda: balance() == {"pool": "credits", "balance": "955", "held": "5", "overage": "0"})
+            settled = {"pool": "credits", "balance": "955", "held": "5", "overage": "0", "used": "40"}
+            wait_until(lambda: balance() == settled)
         assert gateway.stop() == 0
 
 
