@@ -191,7 +191,7 @@ def test_two_processes_fetch_once(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     said = [process.communicate(timeout=150)[0] for process in both]
-    assert sum(s.count("fetching Kafka") for s in said) == 1
+    assert sum(s.count("(first time, ") for s in said) == 1  # it says so again while it goes on
     jars = {re.findall(r"^jars (.+)$", s, re.MULTILINE)[0] for s in said}
     assert len(jars) == 1
     assert len(list(Path(jars.pop()).glob("*.jar"))) > 40
