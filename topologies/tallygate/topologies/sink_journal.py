@@ -102,6 +102,9 @@ class JournalReader:
             {
                 **consumer_config(self.brokers, GROUP_SINK),
                 "client.id": "tallygate-sink",
+                # Nobody waits for a single record: under a few requests a second each, every answered fetch of the sink
+                # would cost broker and sink as much as the request itself.
+                "fetch.min.bytes": 1 << 20,
                 "fetch.wait.max.ms": 250,
                 "fetch.max.bytes": 8 << 20,
                 "queued.max.messages.kbytes": _QUEUE_KIB,
