@@ -33,7 +33,7 @@ _QUIET_US: Final = 1_000_000
 #: worker as well: with what follows (append, reading back, table) usage then takes about half of the worker's time.
 #: What comes meanwhile is taken together, so each event costs less, and an idle partition waits for a moment only.
 REST_TIMES: Final = 4
-REST_US_MAX: Final = 400_000
+REST_US_MAX: Final = 700_000
 _GROUP_US_FIRST: Final = 100
 _GROUPS_MAX: Final = 4_096
 
