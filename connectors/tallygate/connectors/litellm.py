@@ -15,11 +15,11 @@ back.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, NamedTuple
 
 from tallygate.connectors.client_calls import TallygateClient
-from tallygate.connectors.client_errors import Denied, NotConnected, NotHeld, RefusedRequest, TallygateError
+from tallygate.connectors.client_errors import Denied, NoAnswer, NotConnected, NotHeld, RefusedRequest, TallygateError
 from tallygate.connectors.client_holds import Hold
 from tallygate.connectors.client_http_transport import backoff
 from tallygate.connectors.gateway.problems import llm_denial
@@ -31,10 +31,9 @@ from tallygate.schemas.reasons import Reason
 
 try:
     import litellm
-    from fastapi import HTTPException
     from litellm.integrations.custom_logger import CustomLogger
     from litellm.litellm_core_utils.core_helpers import get_or_create_metadata_bucket
-    from litellm.proxy._types import UserAPIKeyAuth
+    from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("tallygate.connectors.litellm needs litellm: pip install 'litellm[proxy]'") from error
 
@@ -81,7 +80,9 @@ class Gate(CustomLogger):  # type: ignore[misc] # it is Any where litellm is not
             if call_type in FREE or call_type in settings.unmetered:
                 return None
             raise _refusal(
-                403, "unmetered", f"calls of type {call_type} are not metered and not allowed: unmetered may name it"
+                403,
+                "unmetered",
+                f"calls of type {call_type} are not metered, and so not allowed (unmetered may name it)",
             )
         await self._release(data)  # the proxy falls back to another model, before any was called
         customer = customer_of(settings, user_api_key_dict, data)
@@ -105,7 +106,7 @@ class Gate(CustomLogger):  # type: ignore[misc] # it is Any where litellm is not
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
         """Settles what came in one piece."""
         held = self._found(data)
-        if held is None or held.call.streams:
+        if held is None or hasattr(response, "__aiter__"):
             return
         self._held.pop(held.hold.id)
         await self._settle(held, lambda: took(response, held.meters))
@@ -159,6 +160,9 @@ class Gate(CustomLogger):  # type: ignore[misc] # it is Any where litellm is not
         try:
             await self._connected()
             return await reservation._ask()
+        except NoAnswer:  # it will not be asked again, and may yet be decided
+            self._go_on_behind(self._client._give_back(reservation._request))
+            raise
         except NotConnected as error:
             if not self._settings.fail_open:
                 raise
@@ -201,10 +205,13 @@ class Gate(CustomLogger):  # type: ignore[misc] # it is Any where litellm is not
         await self._end(held.hold, lambda: held.hold.settle(found))
 
     async def _end(self, hold: Hold, finish: Callable[[], Awaitable[Answer]]) -> None:
-        task = asyncio.create_task(_insist(hold, finish))
+        await asyncio.wait({self._go_on_behind(_insist(hold, finish))}, timeout=_WAIT_SECONDS)
+
+    def _go_on_behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
-        await asyncio.wait({task}, timeout=_WAIT_SECONDS)
+        return task
 
 
 async def _insist(hold: Hold, finish: Callable[[], Awaitable[Answer]]) -> None:
@@ -228,9 +235,9 @@ async def _insist(hold: Hold, finish: Callable[[], Awaitable[Answer]]) -> None:
 
 
 def _refusal(status: int, reason: str, message: str, headers: Headers | None = None) -> Exception:
-    """What the proxy answers. The SDKs do not repeat what would be refused again."""
+    """What the proxy answers: an error as OpenAI words it. The SDKs do not repeat what would be refused again."""
     said = {"x-should-retry": "false"} if headers is None else dict(headers)
-    made: Exception = HTTPException(status, {"error": message, "reason": str(reason)}, said)
+    made: Exception = ProxyException(message, str(reason), None, status, said)
     return made
 
 

@@ -128,6 +128,8 @@ class Pieces:
     @staticmethod
     def _in_full(said: Mapping[str, Any]) -> Mapping[str, Any]:
         usage = said.get("usage")
-        if isinstance(usage, Mapping) and "prompt_tokens" in usage:
-            return {**said, "usage": with_cache_writes(CHAT, usage)}
-        return said
+        if not isinstance(usage, Mapping) or "prompt_tokens" not in usage:
+            return said
+        if not usage["prompt_tokens"] and not usage.get("completion_tokens"):
+            return {**said, "usage": None}  # of a piece that is not the last
+        return {**said, "usage": with_cache_writes(CHAT, usage)}

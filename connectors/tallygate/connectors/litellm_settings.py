@@ -40,7 +40,7 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     those of `wrap`. Without an answer within `timeout` seconds, longer than the gateway's own, a call is refused with
     503; with `fail_open` it goes ahead, and what it took is reported as an event of that type. Kinds of calls that are
     not metered (images, audio, batches, ...) are refused, unless `unmetered` names them, as LiteLLM does
-    (`aimage_generation`).
+    (`image_generation`).
     """
 
     customer: str | list[str]
@@ -51,13 +51,13 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     service: str = "litellm"
     kafka: dict[str, str] = {}
     feature: str = "llm"
-    meters: list[str] = list(METERS)
+    meters: tuple[str, ...] = METERS
     output_tokens: _Positive = OUTPUT_TOKENS_DEFAULT
     at_least: _Positive | None = None
     ttl_seconds: _Positive | None = None
     timeout: Annotated[float, Meta(gt=0)] = TIMEOUT_SECONDS_DEFAULT
     fail_open: str = ""
-    unmetered: list[str] = []
+    unmetered: tuple[str, ...] = ()
 
     def client(self) -> TallygateClient:
         """Not started yet."""
