@@ -93,7 +93,7 @@ class Pieces:
 
     def of(self, chunk: Any) -> Iterator[Mapping[str, Any]]:
         if isinstance(chunk, str):
-            chunk = chunk.encode()
+            chunk = (chunk if chunk.endswith("\n") else f"{chunk}\n").encode()  # the proxy ends such a piece itself
         if isinstance(chunk, bytes):
             yield from self._events(chunk)
             return
@@ -112,8 +112,6 @@ class Pieces:
             yield self._in_full({"usage": usage})
 
     def _events(self, chunk: bytes) -> Iterator[Mapping[str, Any]]:
-        if chunk.startswith((b"data:", b"event:")):
-            chunk = b"\n" + chunk  # a piece may come without the end of its line
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             if not line.startswith(b"data:"):
