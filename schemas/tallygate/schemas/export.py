@@ -1,30 +1,29 @@
 """The vocabulary for other languages and for its own tests: `python -m tallygate.schemas.export [--check]`.
 
-Writes JSON Schemas (draft 2020-12) next to this module, as package data, and golden files into the checkout's
-`tests/golden`: the exact bytes that each sample encodes to. `--check` writes nothing and names what is not current.
+Writes JSON Schemas (draft 2020-12) and an AsyncAPI document next to this module, as package data, and golden files into
+the checkout's `tests/golden`: the exact bytes that each sample encodes to. `--check` writes nothing and names what is
+not current.
 Exit codes: 0 current or written, 1 something is not current, 2 not a checkout.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from tallygate.schemas import samples, samples_catalog, samples_keys, samples_published, samples_requests
-from tallygate.schemas.amounts import AMOUNT_SCHEMA
+from tallygate.schemas import asyncapi, samples, samples_catalog, samples_keys, samples_published, samples_requests
 from tallygate.schemas.answers import Answer
 from tallygate.schemas.audit import AuditRecord
 from tallygate.schemas.catalog import Catalog
 from tallygate.schemas.catalog_file import CatalogFile
-from tallygate.schemas.events import BATCH, ID_MAX, UsageEvent, encode_event
+from tallygate.schemas.events import BATCH, UsageEvent, encode_event
 from tallygate.schemas.journal import DecisionRecord, Journaled
+from tallygate.schemas.json_schema import refine_event, refined
 from tallygate.schemas.keys import Keyed
 from tallygate.schemas.ledger import Posting
-from tallygate.schemas.names import NAME_MAX, NAME_PATTERN
 from tallygate.schemas.published import Published
 from tallygate.schemas.requests import Request
 from tallygate.schemas.samples_requests import Sample
@@ -34,8 +33,6 @@ Json = dict[str, Any]
 SCHEMA_FOLDER: Final = Path(__file__).parent.joinpath("json")
 CHECKOUT: Final = Path(__file__).parents[3]
 GOLDEN_FOLDER: Final = CHECKOUT.joinpath("tests", "golden")
-
-_OFFSET: Final = r"([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 
 
 def golden_files() -> dict[str, bytes]:
@@ -59,8 +56,9 @@ def _binary_form(event: UsageEvent) -> dict[str, Any]:
 
 
 def schema_files() -> dict[str, bytes]:
-    """Name → JSON Schema, as written."""
-    return {f"{name}.schema.json": _written(schema) for name, schema in _schemas()}
+    """Name → JSON Schema, as written; and all of them as AsyncAPI tells them, topic by topic."""
+    schemas = {f"{name}.schema.json": _written(schema) for name, schema in _schemas()}
+    return {**schemas, "asyncapi.json": _written(asyncapi.document())}
 
 
 def schema_documents() -> dict[str, Json]:
@@ -73,7 +71,7 @@ def _written(schema: Json) -> bytes:
 
 
 def _schemas() -> Iterator[tuple[str, Json]]:
-    yield "usage-event", _document("Usage event", UsageEvent, (samples.EVENT,), _refine_event, _EVENT_TEXT)
+    yield "usage-event", _document("Usage event", UsageEvent, (samples.EVENT,), refine_event, _EVENT_TEXT)
     yield "request", _document("Request", Request, samples_requests.REQUESTS, text=_REQUEST_TEXT)
     yield "answer", _document("Answer", Answer, (samples.ANSWER,), text=_ANSWER_TEXT)
     yield "journal-record", _document("Journal record", Journaled, samples.JOURNAL, text=_JOURNAL_TEXT)
@@ -137,55 +135,6 @@ def _framed(title: str, schema: Json, examples: list[Any], text: str) -> Json:
         "description": " ".join(text.split()),
         "examples": examples,
         **definitions,
-    }
-
-
-def refined(node: Any) -> Any:
-    """What neither msgspec nor pydantic says by itself: amounts, offsets, closed maps; and no OpenAPI keywords."""
-    if isinstance(node, list):
-        return [refined(part) for part in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: refined(part) for key, part in node.items() if not (key == "discriminator" and "anyOf" in node)}
-    if node.get("format") == "decimal":
-        del node["format"], node["type"]
-        return AMOUNT_SCHEMA | node
-    if node.get("format") == "date-time":
-        node["pattern"] = _OFFSET
-    if "patternProperties" in node:
-        node["additionalProperties"] = False
-    if isinstance(node.get("description"), str):
-        node["description"] = cleandoc(node["description"])
-    return node
-
-
-def _refine_event(schema: Json) -> None:
-    """The checks that the reader makes by hand, because it has a reason of its own for each."""
-    event = schema["$defs"]["UsageEvent"]
-    event["required"].append("subject")
-    name = {"type": "string", "minLength": 1, "maxLength": NAME_MAX, "pattern": NAME_PATTERN}
-    long = name | {"maxLength": ID_MAX}
-    event["properties"] |= {
-        "specversion": {"const": "1.0"},
-        "id": long | {"description": "With `source`, what is counted once."},
-        "source": long,
-        "type": name | {"description": "Chooses the meters."},
-        "subject": name | {"description": "The customer; also the record's key."},
-        "time": {
-            "description": "When it happened; without it, when it arrived.",
-            "anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}],
-        },
-        "datacontenttype": {"type": ["string", "null"], "default": "application/json"},
-        "data": {
-            "description": "Quantities (decimal strings, or JSON numbers read exactly) and dimensions.",
-            "type": ["object", "null"],
-        },
-        "data_base64": {
-            "description": "In place of `data`: the JSON object's bytes.",
-            "type": ["string", "null"],
-            "contentEncoding": "base64",
-            "contentMediaType": "application/json",
-        },
     }
 
 

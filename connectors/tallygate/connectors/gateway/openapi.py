@@ -12,7 +12,8 @@ from tallygate.connectors.gateway import mounts
 from tallygate.connectors.gateway.operations import Operation, Parameter, Shown
 from tallygate.connectors.gateway.problems import PROBLEM_JSON, Problem, ProblemDetails
 from tallygate.connectors.gateway.usage import BATCH_EVENTS_MAX
-from tallygate.schemas.export import refined, schema_documents
+from tallygate.schemas.export import schema_documents
+from tallygate.schemas.json_schema import refined
 from tallygate.schemas.names import NAME_MAX
 
 Json = dict[str, Any]
