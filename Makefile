@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PROXY_VENV  := .venv-litellm
+PROXY_STAMP := $(PROXY_VENV)/.installed
 
 .PHONY: help install check test simulate chaos demo bench up lock lock-peers schemas docs format clean
 .DEFAULT_GOAL := help
@@ -10,7 +12,7 @@ STAMP  := $(VENV)/.installed
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP) ## .venv with the locked packages and tallygate itself
+install: $(STAMP) $(PROXY_STAMP) ## .venv with the locked packages and tallygate itself; .venv-litellm for its proxy's test
 
 $(STAMP): requirements.lock tests/openmeter-requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -20,6 +22,15 @@ $(STAMP): requirements.lock tests/openmeter-requirements.txt pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tests/openmeter-requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The build backend is in the lock; compiling what a test needs of it is quicker than compiling all.
+$(PROXY_STAMP): $(STAMP) tests/litellm-requirements.txt pyproject.toml
+	@$(BIN)/python -m venv $(PROXY_VENV)
+	@echo "installing LiteLLM's proxy into $(PROXY_VENV) for its test (a minute the first time) ..."
+	@$(PROXY_VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes \
+	  -r tests/litellm-requirements.txt
+	@$(PROXY_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 check: install ## format, lint, types, import contracts, unit and simulation tests
@@ -67,10 +78,13 @@ lock: ## resolve pyproject.toml into requirements.lock (hashes, no hosts)
 	  -o requirements.lock pyproject.toml lock-build.in
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-deps \
 	  --prerelease=allow -o tests/openmeter-requirements.txt tests/openmeter-requirements.in
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-package chdb --no-emit-package chdb-core -o tests/litellm-requirements.txt \
+	  pyproject.toml lock-build.in tests/litellm-requirements.in
 
 lock-peers: ## the same for the peers of the bench
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  -o load-tests/peers/requirements.txt load-tests/peers/requirements.in
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROXY_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

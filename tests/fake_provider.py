@@ -1,11 +1,13 @@
 """A model's provider on loopback: OpenAI's and Anthropic's routes as their SDKs call them, with usage that is known.
 
-Models: `cut` breaks the connection in the middle of a stream; `failing` answers 400. Everything asked is kept.
+Models: `cut` breaks the connection in the middle of a stream; `slow` takes ten seconds to the end of one; `failing`
+answers 400. Everything asked is kept.
 """
 
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -95,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         if body["model"] == "failing":
             self.say(400, {"error": {"type": "invalid_request_error", "message": "no such model"}})
         elif body.get("stream"):
-            self.stream(pieces, cut=body["model"] == "cut")
+            with contextlib.suppress(ConnectionError):  # it was left
+                self.stream(pieces, cut=body["model"] == "cut", slow=body["model"] == "slow")
         else:
             self.say(200, whole)
 
@@ -107,15 +110,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def stream(self, pieces: list[dict[str, Any]], *, cut: bool) -> None:
+    def stream(self, pieces: list[dict[str, Any]], *, cut: bool, slow: bool) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         if cut:
             self.send_header("content-length", "1000000")  # more than will come
         self.end_headers()
+        if slow:
+            pieces = [pieces[0]] * 200 + pieces[1:]
         for piece in pieces[: -2 if len(pieces) > 3 else -1] if cut else pieces:
             name = f"event: {piece['type']}\n" if "type" in piece else ""
             self.wfile.write(f"{name}data: {json.dumps(piece)}\n\n".encode())
+            time.sleep(0.05 if slow else 0)
         if not cut and self.path == "/v1/chat/completions":
             self.wfile.write(b"data: [DONE]\n\n")
 

@@ -28,6 +28,8 @@ from tallygate.schemas.instants import HOUR_MS, to_datetime
 from tallygate.schemas.journal import ENTRY_KIND, Entry, GrantRow, decode_record, encode_record, row_key, split_key
 from tallygate.schemas.ledger import Posting
 from tallygate.schemas.requests import GiveGrant, Release, Reserve, ResetPool, Settle, VoidGrant
+from tallygate.topologies.exits import Trouble
+from tallygate.topologies.ledger import read_beside_compaction
 
 D = Decimal
 Record = tuple[int, bytes, bytes | None]
@@ -268,6 +270,36 @@ def test_a_pool_that_its_last_entry_denies(world: Partition) -> None:
     assert found.difference is not None
     assert found.difference.account == "balance of the whole pool"
     assert found.difference.said == {"its last entry in the journal": "0", LIVE: "1"}
+
+
+def test_compaction_that_comes_while_the_journal_is_read_is_no_difference(world: Partition) -> None:
+    left = compacted(journal_of(world), len(world.journal))
+
+    def overtaken(at: int) -> JournalLedger:
+        """Compaction came when everything before `at` had been read."""
+        return read([*journal_of(world)[:at], *(record for record in left if record[0] >= at)])
+
+    found = [overtaken(at) for at in range(len(world.journal))]
+    wrong = list({each.misstated.line: each for each in found if each.misstated is not None}.values())
+    readings = iter([wrong[0], read(left)])
+    assert read_beside_compaction(lambda: next(readings), 0).misstated is None
+
+    always = iter(wrong)
+    with pytest.raises(Trouble, match="compacted faster than it can be read"):
+        read_beside_compaction(lambda: next(always), 0)
+
+
+def test_an_entry_that_is_wrong_is_wrong_each_time_it_is_read(world: Partition) -> None:
+    left = compacted(journal_of(world), len(world.journal) // 2)
+    at = max(i for i, (_, key, _) in enumerate(left) if b"bolt\0entry" in key)
+    entry = decode_record(left[at][2] or b"")
+    assert isinstance(entry, Entry)
+    wrong = msgspec.structs.replace(entry.balances[0], held_nanos=1)
+    value = encode_record(msgspec.structs.replace(entry, balances=(wrong,)))
+    left[at] = (left[at][0], left[at][1], value)
+    misstated = read_beside_compaction(lambda: read(left), 0).misstated
+    assert misstated is not None
+    assert f"the entry at offset {left[at][0]}" in misstated.said
 
 
 # ---- stretches ----

@@ -317,7 +317,7 @@ class TallygateClient(Administration):
             raise RefusedRequest(answer.reason, answer.message, answer)
         return answer
 
-    def _fall_back(self, request: Check | Reserve, error: NoAnswer) -> Answer:
+    def _fall_back(self, request: Check | Reserve, error: TallygateError) -> Answer:
         """What was asked may yet be decided: what it will hold is released right behind it, else it ends by itself."""
         if isinstance(request, Reserve):
             task = asyncio.get_running_loop().create_task(self._give_back(request))

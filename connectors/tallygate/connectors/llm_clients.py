@@ -17,101 +17,35 @@ from tallygate.connectors.client_calls import TallygateClient
 from tallygate.connectors.client_errors import Denied, TallygateError, Unsettled
 from tallygate.connectors.client_holds import Hold
 from tallygate.connectors.client_sync import HoldSync, TallygateClientSync
-from tallygate.connectors.llm_streams import Seen
-from tallygate.connectors.llm_usage import APIS, CHAT, METERS, OUTPUT, Api, folded, input_estimate, plain, quantities_of
-from tallygate.schemas.answers import Answer
+from tallygate.connectors.llm_calls import OUTPUT_TOKENS_DEFAULT, Arguments, Call, Plan
+from tallygate.connectors.llm_usage import APIS, METERS, Api
 
 C = TypeVar("C")
-Arguments = Mapping[str, Any]
-
-OUTPUT_TOKENS_DEFAULT: Final = 4096
 #: Ways around `create`, which nothing here would see.
 _UNMETERED: Final = frozenset({"stream", "parse", "with_raw_response", "with_streaming_response"})
 _COPIES: Final = frozenset({"with_options", "copy"})
 
 
-class _Plan(Generic[C]):
-    """How calls are metered."""
+class _Plan(Plan, Generic[C]):
+    """How the calls of one client are metered, and for whom."""
 
     def __init__(
         self,
         tallygate: TallygateClient | TallygateClientSync,
         customer: str | Callable[[Arguments], str],
-        feature: str,
         dimensions: Mapping[str, str] | Callable[[Arguments], Mapping[str, str]] | None,
-        meters: Sequence[str],
-        input_tokens: Callable[[Arguments], int] | None,
-        output_tokens: int,
-        at_least: int | None,
-        ttl_seconds: int | None,
+        *plan: Any,
     ) -> None:
-        if wrong := set(meters) - set(METERS):
-            raise ValueError(f"meters are {', '.join(METERS)}: not {', '.join(sorted(wrong))}")
+        super().__init__(*plan)
         self.tallygate = tallygate
         self.customer = customer
-        self.feature = feature
         self.dimensions = dimensions
-        self.meters = tuple(meters)
-        self.input_tokens = input_tokens
-        self.output_tokens = output_tokens
-        self.at_least = at_least
-        self.ttl_seconds = ttl_seconds
 
-
-class _Call:
-    """One call of a model: what is asked of the gate, and what of the provider."""
-
-    def __init__(self, plan: _Plan[Any], api: Api, arguments: dict[str, Any]) -> None:
-        self._plan = plan
-        self._api = api
-        self._arguments = arguments
-        count = plan.input_tokens
-        self._input = input_estimate(api, arguments) if count is None else count(arguments)
-        self._choices = arguments.get("n") or 1
-        self._limit = next((name for name in api.limits if isinstance(arguments.get(name), int)), api.limits[0])
-        given = arguments.get(self._limit)
-        self._output = (given if isinstance(given, int) else plan.output_tokens) * self._choices
-        self.streams = bool(arguments.get("stream"))
-        self.adds_usage = False
-
-    def asked(self) -> tuple[str, dict[str, Any]]:
+    def asked(self, call: Call) -> tuple[str, dict[str, Any]]:
         """Whom, and what, `reserve` is asked."""
-        plan = self._plan
-        customer = plan.customer(self._arguments) if callable(plan.customer) else plan.customer
-        dimensions = plan.dimensions(self._arguments) if callable(plan.dimensions) else plan.dimensions or {}
-        model = self._arguments.get("model")
-        asked: dict[str, Any] = {
-            "feature": plan.feature,
-            "quantities": folded({"input_tokens": self._input, OUTPUT: self._output}, plan.meters),
-            "dimensions": {**({"model": model} if isinstance(model, str) else {}), **dimensions},
-            "ttl_seconds": plan.ttl_seconds,
-        }
-        if plan.at_least is not None:
-            asked["at_least"] = {OUTPUT: min(plan.at_least * self._choices, self._output)}
-        return customer, asked
-
-    def sent(self, answer: Answer) -> dict[str, Any]:
-        """What the provider is asked: no more output than was affordable, and with its usage."""
-        sent = dict(self._arguments)
-        if self._plan.at_least is not None and answer.hold is not None:
-            sent[self._limit] = max(1, int(answer.hold.quantities[OUTPUT].partition(".")[0]) // self._choices)
-        if self.streams and self._api is CHAT:
-            options = dict(sent.get("stream_options") or {})
-            self.adds_usage = not options.get("include_usage")
-            sent["stream_options"] = {**options, "include_usage": True}
-        return sent
-
-    def seen(self) -> Seen:
-        return Seen(self._api, self._plan.meters, self._input)
-
-    def shown(self, piece: Any) -> bool:
-        """Whether a piece of a stream is one that the caller asked for."""
-        return not (self.adds_usage and getattr(piece, "usage", None) is not None and not piece.choices)
-
-    def quantities(self, response: Any) -> dict[str, int] | None:
-        """What a response took; None, if it does not say so: then what was held is settled."""
-        usage = plain(getattr(response, "usage", None))
-        return quantities_of(self._api, usage, self._plan.meters) if usage else None
+        customer = self.customer(call.arguments) if callable(self.customer) else self.customer
+        dimensions = self.dimensions(call.arguments) if callable(self.dimensions) else self.dimensions or {}
+        return customer, call.asked(dimensions)
 
 
 def wrap(
@@ -141,7 +75,7 @@ def wrap(
     model has answered and Tallygate has not: `error.response` is the model's answer.
     """
     plan: _Plan[C] = _Plan(
-        tallygate, customer, feature, dimensions, meters, input_tokens, output_tokens, at_least, ttl_seconds
+        tallygate, customer, dimensions, feature, meters, input_tokens, output_tokens, at_least, ttl_seconds
     )
     return cast(C, _Wrapped(client, plan, ()))
 
@@ -171,17 +105,13 @@ class _Wrapped:
         return found
 
     def _metered(self, api: Api, create: Callable[..., Any]) -> Callable[..., Any]:
-        tallygate = self._plan.tallygate
-
         async def waiting(**arguments: Any) -> Any:
-            assert isinstance(tallygate, TallygateClient)
-            return await _create(tallygate, create, _Call(self._plan, api, arguments))
+            return await _create(self._plan, create, Call(self._plan, api, arguments))
 
         def blocking(**arguments: Any) -> Any:
-            assert isinstance(tallygate, TallygateClientSync)
-            return _create_sync(tallygate, create, _Call(self._plan, api, arguments))
+            return _create_sync(self._plan, create, Call(self._plan, api, arguments))
 
-        return waiting if isinstance(tallygate, TallygateClient) else blocking
+        return waiting if isinstance(self._plan.tallygate, TallygateClient) else blocking
 
     async def __aenter__(self) -> "_Wrapped":
         await self._inner.__aenter__()
@@ -198,8 +128,10 @@ class _Wrapped:
         self._inner.__exit__(*error)
 
 
-async def _create(tallygate: TallygateClient, create: Callable[..., Any], call: _Call) -> Any:
-    customer, asked = call.asked()
+async def _create(plan: _Plan[Any], create: Callable[..., Any], call: Call) -> Any:
+    tallygate = plan.tallygate
+    assert isinstance(tallygate, TallygateClient)
+    customer, asked = plan.asked(call)
     hold = await tallygate.reserve(customer, **asked)._ask()
     if not hold.answer.allowed:
         raise Denied(hold.answer)
@@ -220,8 +152,10 @@ async def _create(tallygate: TallygateClient, create: Callable[..., Any], call: 
     return response
 
 
-def _create_sync(tallygate: TallygateClientSync, create: Callable[..., Any], call: _Call) -> Any:
-    customer, asked = call.asked()
+def _create_sync(plan: _Plan[Any], create: Callable[..., Any], call: Call) -> Any:
+    tallygate = plan.tallygate
+    assert isinstance(tallygate, TallygateClientSync)
+    customer, asked = plan.asked(call)
     hold = tallygate.reserve(customer, **asked)
     with hold:
         response = create(**call.sent(hold.answer))
@@ -247,7 +181,7 @@ def _unsettled(id: str, error: Exception, response: Any) -> NoReturn:
 class _Stream:
     """A provider's stream that settles its hold at its end, however it ends."""
 
-    def __init__(self, inner: Any, hold: Hold, call: _Call) -> None:
+    def __init__(self, inner: Any, hold: Hold, call: Call) -> None:
         self._inner = inner
         self._pieces = aiter(inner)
         self._hold = hold
@@ -299,7 +233,7 @@ class _Stream:
 class _StreamSync:
     """The same without asyncio."""
 
-    def __init__(self, inner: Any, hold: HoldSync, call: _Call) -> None:
+    def __init__(self, inner: Any, hold: HoldSync, call: Call) -> None:
         self._inner = inner
         self._pieces = iter(inner)
         self._hold = hold

@@ -28,8 +28,9 @@ class Seen:
         said = plain(piece)
         if not isinstance(said, Mapping):
             return
-        if self._api is CHAT:
-            self._characters += characters([choice.get("delta") for choice in said.get("choices", ())])
+        if self._api.flavor == CHAT.flavor:
+            choices = said.get("choices", ())
+            self._characters += characters([choice.get("delta") or choice.get("text") for choice in choices])
             self._note(said.get("usage"), whole=True)
         elif self._api is RESPONSES:
             if str(said.get("type", "")).endswith(".delta"):

@@ -36,6 +36,9 @@ RESPONSES: Final = Api(
     ("responses",), "openai", "responses", ("max_output_tokens",), ("input", "instructions", "tools")
 )
 MESSAGES: Final = Api(("messages",), "anthropic", "default", ("max_tokens",), ("messages", "system", "tools"))
+COMPLETIONS: Final = Api(("completions",), "openai", "chat", ("max_tokens",), ("prompt",))
+EMBEDDINGS: Final = Api(("embeddings",), "openai", "embeddings", (), ("input",))
+#: Those of which `wrap` knows how to meter a client's calls.
 APIS: Final = (CHAT, RESPONSES, MESSAGES)
 
 

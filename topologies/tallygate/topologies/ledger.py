@@ -7,6 +7,7 @@ postings are summed up to that very offset, whatever it has written since.
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -43,6 +44,7 @@ from tallygate.topologies.topic_reading import bounds, records
 _ACCOUNTS_AT_ONCE: Final = 20_000
 _ROWS_MAX: Final = 60_000
 _PAUSE_SECONDS: Final = 0.2
+_READINGS_MAX: Final = 5
 _TELL_RECORDS: Final = 2_000
 
 #: Hears of progress: what is being done, how much of it is done, and of how much.
@@ -82,7 +84,8 @@ def verify(settings: Settings, customer: str | None, wait_seconds: float, progre
     sums: dict[str, int] = {}
     journal = bounds(settings, JOURNAL)
     for number in sorted(journal) if customer is None else [partition_of(customer, len(journal))]:
-        ledger = _read(settings, number, *journal[number], customer, progress)
+        begin, end = journal[number]
+        ledger = read_beside_compaction(partial(_read, settings, number, begin, end, customer, progress), number)
         offset = ledger.until or journal[number][1]
         if ledger.until:
             _wait_for_sink(settings, number, offset, wait_seconds)
@@ -95,6 +98,25 @@ def verify(settings: Settings, customer: str | None, wait_seconds: float, progre
         raise Trouble(Exit.WRONG, f"the ledger has nothing of a customer {customer!r}")
     found.sums = {kind: from_nanos(nanos) for kind, nanos in sorted(sums.items())}
     return found
+
+
+def read_beside_compaction(read: Callable[[], JournalLedger], number: int) -> JournalLedger:
+    """A reading that compaction did not overtake. Raises Trouble where each one was overtaken.
+
+    Compaction that comes while the journal is read takes entries that follow one that was read before, and the next one
+    left then seems to be wrong. Read again, it is not there any more; an entry that is wrong is wrong each time.
+    """
+    found = read()
+    for _ in range(_READINGS_MAX):
+        if found.complete or found.misstated is None:
+            return found
+        again = read()
+        if again.misstated == found.misstated:
+            return again
+        found = again
+    raise Trouble(
+        Exit.AWAY, f"partition {number} of the journal is compacted faster than it can be read: try again in a while"
+    )
 
 
 def _read(
