@@ -1,5 +1,6 @@
 """The command line against a real `tallygate up`: what the panel tells a person to type works, and exit codes hold."""
 
+import getpass
 import json
 import os
 import re
@@ -160,6 +161,36 @@ def test_catalogs_are_versions(cli: CommandLine, tmp_path: Path) -> None:
 
         with data_path("catalog.yaml") as example:
             assert cli("catalog", "apply", str(example)).code == 0
+
+
+def test_what_the_command_line_changes_is_audited(cli: CommandLine) -> None:
+    cli("grant", "vandelay", "10", "--id", "g")
+    assert cli("grant", "vandelay", "11", "--id", "g").code == 2
+    cli("budget", "vandelay", "agents", "--limit", "5")
+    cli("reserve", "vandelay", "llm", "--credits", "1")
+    lines = cli("audit", "--customer", "vandelay", "--json").out.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [(each["action"], each["outcome"]) for each in found] == [
+        ("grant", "asked"),
+        ("grant", "done"),
+        ("grant", "asked"),
+        ("grant", "refused"),
+        ("budget", "asked"),
+        ("budget", "done"),
+    ]
+    assert {each["who"] for each in found} == {f"cli:{getpass.getuser()}"}
+    assert found[0]["details"]["amount"] == "10"
+    assert found[3]["reason"].startswith("id_conflict: ")
+    [catalog, *_] = [json.loads(line) for line in cli("audit", "--action", "catalog.apply", "--json").out.splitlines()]
+    assert catalog["details"] == {"from": "catalog.yaml"}
+
+    asked = "SELECT action, target, outcome FROM audit WHERE customer = 'vandelay' ORDER BY at"
+    until = time.monotonic() + 30
+    while len(rows := cli("sql", asked, "--json").out.splitlines()) < 3 or "asked" in rows[-1]:
+        assert time.monotonic() < until, rows
+        time.sleep(0.2)
+    assert json.loads(rows[0]) == {"action": "grant", "target": "g", "outcome": "done"}
+    assert [json.loads(row)["outcome"] for row in rows[1:]] == ["refused", "done"]
 
 
 def test_topics(cli: CommandLine) -> None:

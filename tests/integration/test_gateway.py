@@ -12,7 +12,7 @@ import zstandard
 
 from gateway_stack import CATALOG, Stack, gateway_stack, wait_until
 from kafka_fixture import Broker
-from tallygate.topologies.keys_topic import audit_log
+from tallygate.topologies.audit_log import audit_log
 
 #: Days whose hours still take distinct values: they close after eight.
 DAY, NEXT_DAY = (f"{datetime.now(UTC) - timedelta(days=back):%Y-%m-%d}" for back in (3, 2))

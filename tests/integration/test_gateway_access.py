@@ -27,7 +27,8 @@ from tallygate.connectors.gateway import mounts
 from tallygate.connectors.gateway.keys import new_key
 from tallygate.schemas.keys import SCOPES, Scope
 from tallygate.schemas.topics import AUDIT, REQUESTS, USAGE
-from tallygate.topologies.keys_topic import audit_log, create_key, known_keys, revoke_key, rotate_key
+from tallygate.topologies.audit_log import audit_log
+from tallygate.topologies.keys_topic import create_key, known_keys, revoke_key, rotate_key
 
 pytestmark = pytest.mark.timeout(240)
 

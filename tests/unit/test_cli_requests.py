@@ -12,8 +12,10 @@ from command_line import CommandLine
 from sent_requests import SentRequests
 from tallygate.connectors import client_async
 from tallygate.schemas.answers import LimitState, Step
+from tallygate.schemas.audit import AuditRecord, decode_audit
 from tallygate.schemas.reasons import Reason
 from tallygate.schemas.requests import OPS, Override, Recurring
+from tallygate.topologies import audit_log
 
 D = Decimal
 ANCHOR = "2026-01-15T00:00:00Z"
@@ -28,8 +30,20 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> SentRequests:
 
 
 @pytest.fixture
+def audit(monkeypatch: pytest.MonkeyPatch) -> list[AuditRecord]:
+    """What goes into the audit log."""
+    kept: list[AuditRecord] = []
+    monkeypatch.setattr(audit_log, "write", lambda settings, topic, sent: kept.append(decode_audit(sent[0][1])))
+    return kept
+
+
+@pytest.fixture
 def cli(
-    transport: SentRequests, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    transport: SentRequests,
+    audit: list[AuditRecord],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> CommandLine:
     monkeypatch.setenv("TALLYGATE_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TALLYGATE_KAFKA_BROKERS", "127.0.0.1:1")
@@ -132,6 +146,22 @@ def test_what_is_sent(cli: CommandLine, transport: SentRequests, line: str, fiel
     assert request.customer == "acme"
     sent = asdict(request)
     assert {name: sent[name] for name in fields} == fields
+
+
+@pytest.mark.parametrize("line", [line for line, _, _ in COMMANDS])
+def test_what_is_changed_is_audited(
+    cli: CommandLine, transport: SentRequests, audit: list[AuditRecord], line: str
+) -> None:
+    cli(*line.split())
+    [request] = transport.sent
+    op = line.split()[0]
+    if op in ("reserve", "settle", "release", "extend", "check", "estimate", "balance"):
+        assert audit == []
+        return
+    asked, ended = audit
+    assert (asked.outcome, ended.outcome, asked.id) == ("asked", "done", ended.id)
+    assert (asked.action, asked.customer, asked.target) == (op, "acme", request.id)
+    assert not asked.details.keys() & {"type", "id", "customer"}
 
 
 @pytest.mark.parametrize("line", [line for line, _, _ in COMMANDS])

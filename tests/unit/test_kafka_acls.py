@@ -24,7 +24,7 @@ def everybody() -> list[Rule]:
         ("WRITE", topics.CATALOG, {"operator", "gateway"}),
         ("WRITE", topics.KEYS, {"operator", "gateway"}),
         ("READ", topics.KEYS, {"operator", "gateway"}),
-        ("READ", topics.AUDIT, {"operator"}),
+        ("READ", topics.AUDIT, {"operator", "sink"}),
         ("WRITE", topics.DEAD_LETTERS, {"worker", "operator"}),
         ("READ", topics.DEAD_LETTERS, {"operator"}),
         ("WRITE", topics.USAGE, {"producer", "operator", "gateway"}),

@@ -27,6 +27,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 from tallygate.connectors.clickhouse_tables import (
     AMOUNT,
     AMOUNTS,
+    AUDIT,
     BOOLEAN,
     FLAG,
     HOUR,
@@ -123,6 +124,10 @@ class Store:
                 "give each journal a ClickHouse database of its own"
             )
         return {partition: Position(*rest) for _, partition, *rest in rows}
+
+    def audit_offset(self) -> int:
+        """The offset of the audit log's first record that is not in the table."""
+        return int(self._query(f"SELECT if(count() = 0, 0, max(offset) + 1) FROM {AUDIT.name}")[0][0])
 
     def insert(self, table: Table, columns: Sequence[Sequence[Any]]) -> None:
         """Adds rows, given as one sequence per column in the table's order."""

@@ -8,6 +8,7 @@
 | `usage_hourly` | a meter's total in an hour, by dimensions | `sink_usage`: customer, meter, hour, scope, since |
 | `balances` | a grant, or a pool itself (`grant` = '') | `sink_balances`: customer, kind, id |
 | `alerts` | a threshold of a budget reached for the first time in its period | `sink_alerts`: as decisions |
+| `audit` | an administrative change: who asked for it, and its outcome | `sink_audit`: id, outcome |
 
 `balances` adds up: `sum(balance)`, `sum(held)` and `sum(overage)` by pool are the pool's own, because a grant's row
 carries what it holds, and the pool's own row only what is owed. A grant that is not active has a balance of 0.
@@ -202,6 +203,26 @@ ALERTS: Final = Table(
     "ReplacingMergeTree PARTITION BY toYYYYMM(at) ORDER BY (customer, partition, offset, number)",
 )
 
+#: The records of the audit log. An insert is one part, for there are no partitions: what is there is all to the largest
+#: offset, and the sink goes on behind that.
+AUDIT: Final = Table(
+    "sink_audit",
+    {
+        "id": STRING,
+        "at": INSTANT,
+        "who": STRING,
+        "action": WORD,
+        "outcome": WORD,
+        "origin": STRING,
+        "customer": STRING,
+        "target": STRING,
+        "details": STRING,
+        "reason": STRING,
+        "offset": INTEGER,
+    },
+    "ReplacingMergeTree ORDER BY (id, outcome)",
+)
+
 OFFSETS: Final = Table(
     "sink_offsets",
     {
@@ -230,6 +251,7 @@ VERSIONS: Final = (
         + "".join(f"ADD COLUMN IF NOT EXISTS `{n}` {type}, " for n, type in _LATER.items())
         + f"MODIFY ORDER BY {_HOUR_KEY}",
     ),
+    (AUDIT.ddl,),
 )
 
 _HOUR_TOTAL = (
@@ -251,5 +273,12 @@ VIEWS: Final = (
     "amount, category, priority, effective_at, expires_at, active "
     f"FROM {BALANCES.name} FINAL",
     f"CREATE OR REPLACE VIEW alerts AS SELECT * FROM {ALERTS.name} FINAL",
+    # Of a change's two records, `asked` has the details and the other the outcome.
+    "CREATE OR REPLACE VIEW audit AS "
+    "SELECT min(a.at) AS at, any(a.who) AS who, any(a.origin) AS origin, any(a.action) AS action, "
+    "any(a.customer) AS customer, argMin(a.target, a.outcome = 'asked') AS target, "
+    "argMin(a.outcome, a.outcome = 'asked') AS outcome, argMin(a.reason, a.outcome = 'asked') AS reason, "
+    "argMax(a.details, a.outcome = 'asked') AS details, max(a.at) AS ended_at, a.id AS id "
+    f"FROM {AUDIT.name} AS a FINAL GROUP BY a.id",
     *REVENUE_VIEWS,
 )

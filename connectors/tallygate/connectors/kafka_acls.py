@@ -67,7 +67,7 @@ def rules_of(role: str, principal: str, worker_group: str, reply_topics: Iterabl
             ]
         case "sink":
             return [
-                *_on_topics(principal, "READ", JOURNAL),
+                *_on_topics(principal, "READ", JOURNAL, AUDIT),
                 *_on_topics(principal, "WRITE", DECISIONS, POSTINGS, ALERTS),
                 Rule(principal, "READ", "GROUP", GROUP_SINK),
             ]

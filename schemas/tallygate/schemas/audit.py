@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from tallygate.schemas.requests import Request, encode_request
+
 Outcome = Literal["asked", "done", "denied", "refused", "failed"]
 
 
@@ -34,3 +36,9 @@ class AuditRecord(
 
 encode_audit = msgspec.json.Encoder().encode
 decode_audit = msgspec.json.Decoder(AuditRecord).decode
+
+
+def details_of(request: Request) -> dict[str, Any]:
+    """What a request asks for, besides what a record of it says anyway."""
+    found: dict[str, Any] = msgspec.json.decode(encode_request(request))
+    return {name: value for name, value in found.items() if name not in ("type", "id", "customer")}

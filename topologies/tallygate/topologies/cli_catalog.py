@@ -32,14 +32,15 @@ def apply(path: FileOrFolder, brokers: Brokers = None, data_dir: DataDir = None,
     tallygate catalog apply catalog/
     """
     from tallygate.schemas.catalog_diff import changes
+    from tallygate.topologies.audit_log import audited
     from tallygate.topologies.catalog_topic import publish
     from tallygate.topologies.catalog_yaml import read_files
-    from tallygate.topologies.keys_topic import audited
 
     file = read_files(path)
     settings = settings_for(brokers, data_dir)
-    with audited(settings, "catalog.apply", "", {"from": path.name}):
+    with audited(settings, "catalog.apply", "", {"from": path.name}) as change:
         done = publish(settings, file)
+        change.target = f"version {done.catalog.version}"
     version = done.catalog.version
     if json:
         print_json({"version": version, "changed": done.changed})

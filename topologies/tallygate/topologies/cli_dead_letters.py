@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LIMIT = 50
 _COLUMNS = ("place", "when", "reason", "customer", "sent again", "message")
 _HEX_BYTES = 16
+_PLACES_AUDITED = 20
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -150,6 +151,7 @@ def replay(
     tallygate dead-letters replay --all --yes
     """
     from tallygate.schemas.topics import USAGE
+    from tallygate.topologies.audit_log import audited
     from tallygate.topologies.dead_letters import find_letters, letters_at, parse_place, routes, send_again
 
     if bool(places) == bool(all_ or reason or since or topic):
@@ -167,8 +169,10 @@ def replay(
     outcome: list[dict[str, Any]] = []
     if dry_run:
         outcome += [{"place": str(r.letter.place), "to": f"{r.letter.place.topic}/{r.partition}"} for r in sendable]
-    else:
-        send_again(settings, chosen, lambda letter, to: outcome.append({"place": str(letter.place), "to": to}))
+    elif sendable:
+        first = [str(route.letter.place) for route in sendable[:_PLACES_AUDITED]]
+        with audited(settings, "dead-letters.replay", "", {"letters": len(sendable), "first": first}):
+            send_again(settings, chosen, lambda letter, to: outcome.append({"place": str(letter.place), "to": to}))
     troubles = [{"place": str(r.letter.place), "trouble": r.trouble} for r in chosen if r.trouble]
     _tell(outcome, troubles, len(found.letters) - len(fresh), dry_run, json)
     if troubles:

@@ -129,14 +129,14 @@ def audit(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """List every administrative change made through the gateway or to keys: who, what, when, from where, outcome.
+    """List every administrative change, by the gateway or the command line: who, what, when, from where, outcome.
 
     \b
     tallygate audit
     tallygate audit --customer acme --json
     """
     from tallygate.schemas.instants import format_instant
-    from tallygate.topologies.keys_topic import audit_log
+    from tallygate.topologies.audit_log import audit_log
 
     found = [
         record

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tallygate.connectors.client import TallygateSync
+    from tallygate.connectors.client_sync import TallygateClientSync
     from tallygate.topologies.settings import Settings
 
 Brokers = Annotated[
@@ -48,11 +48,12 @@ def settings_for(brokers: str | None, data_dir: Path | None) -> "Settings":
 
 
 @contextmanager
-def client_for(brokers: str | None, data_dir: Path | None, timeout: float) -> Iterator["TallygateSync"]:
-    from tallygate.connectors.client import TallygateSync
+def client_for(brokers: str | None, data_dir: Path | None, timeout: float) -> Iterator["TallygateClientSync"]:
+    """A client; what is changed through it is in the audit log."""
+    from tallygate.connectors.client_sync import TallygateClientSync
+    from tallygate.topologies.audit_log import AuditedTallygate
 
-    settings = settings_for(brokers, data_dir)
-    with TallygateSync(settings.kafka_brokers, service="cli", timeout=timeout, kafka=settings.kafka_config) as client:
+    with TallygateClientSync(AuditedTallygate(settings_for(brokers, data_dir), timeout)) as client:
         yield client
 
 

@@ -1,30 +1,25 @@
-"""API keys as operators handle them: made, listed, rotated, revoked; and the audit log, written and read.
+"""API keys as operators handle them: made, listed, rotated, revoked.
 
 Every change is in the audit log before it is made, and its outcome before it is told.
 """
 
-import getpass
 import os
-import socket
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from confluent_kafka import KafkaException, Producer
 from msgspec.structs import replace
 
 from tallygate.connectors.gateway.keys import NewKey, digest, new_key
-from tallygate.connectors.kafka_admin import KafkaRefused, KafkaUnreachable
-from tallygate.schemas.audit import AuditRecord, Outcome, decode_audit, encode_audit
+from tallygate.connectors.kafka_admin import KafkaRefused
 from tallygate.schemas.instants import SECOND_MS
 from tallygate.schemas.keys import SCOPES, KeyRecord, KeyUse, Scope, decode_keyed, encode_keyed, record_key
-from tallygate.schemas.topics import AUDIT, KEYS
+from tallygate.schemas.topics import KEYS
+from tallygate.topologies.audit_log import audited
 from tallygate.topologies.exits import Exit, Trouble
 from tallygate.topologies.settings import Settings
-from tallygate.topologies.topic_reading import TIMEOUT_SECONDS, bounds, records
+from tallygate.topologies.topic_reading import bounds, records
+from tallygate.topologies.topic_writing import write
 
 LOCAL_KEY_FILE: Final = "gateway-key"
 
@@ -138,91 +133,8 @@ def _details(record: KeyRecord) -> dict[str, Any]:
 
 
 def _put(settings: Settings, *keyed: KeyRecord) -> None:
-    _send(settings, KEYS, [(record_key(each), encode_keyed(each)) for each in keyed])
-
-
-# ---- the audit log ----
-
-
-@contextmanager
-def audited(
-    settings: Settings, action: str, target: str, details: dict[str, Any], customer: str = ""
-) -> Iterator[None]:
-    """What happens within is in the audit log, with its outcome. Raises KafkaUnreachable, KafkaRefused."""
-    asked = AuditRecord(
-        id=str(uuid.uuid4()),
-        at=_now(),
-        who=f"cli:{_user()}",
-        action=action,
-        outcome="asked",
-        origin=socket.gethostname(),
-        customer=customer,
-        target=target,
-        details=details,
-    )
-    _append(settings, asked)
-    outcome: Outcome = "done"
-    reason = ""
-    try:
-        yield
-    except KafkaRefused as error:
-        outcome, reason = "refused", str(error)
-        raise
-    except Exception as error:
-        outcome, reason = "failed", str(error)
-        raise
-    finally:
-        _append(settings, replace(asked, at=_now(), outcome=outcome, reason=reason[:500], details={}))
-
-
-def audit_log(settings: Settings) -> Iterator[AuditRecord]:
-    """Every record, oldest first. Raises KafkaUnreachable, KafkaRefused."""
-    [(begin, end)] = bounds(settings, AUDIT).values()
-    for record in records(settings, AUDIT, 0, begin, end):
-        try:
-            yield decode_audit(record.value or b"")
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise KafkaRefused(
-                f"record {record.offset} of {AUDIT} cannot be read ({error}): is it of a newer tallygate?"
-            ) from None
-
-
-def _append(settings: Settings, record: AuditRecord) -> None:
-    _send(settings, AUDIT, [(record.id.encode(), encode_audit(record))])
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"
+    write(settings, KEYS, [(record_key(each), encode_keyed(each)) for each in keyed])
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-_CONFIG: Final = {"acks": "all", "enable.idempotence": True, "log_level": "2", "error_cb": lambda error: None}
-
-
-def _send(settings: Settings, topic: str, sent: list[tuple[bytes, bytes]]) -> None:
-    """Returns when the broker has confirmed all of it."""
-    bounds(settings, topic)  # says what to do where it is missing; a broker might make it, in its own way
-    failed: list[str] = []
-    producer = Producer({**settings.librdkafka, **_CONFIG, "message.timeout.ms": str(int(TIMEOUT_SECONDS * 1000))})
-    try:
-        for key, value in sent:
-            producer.produce(
-                topic,
-                value,
-                key,
-                partition=0,
-                on_delivery=lambda error, message: failed.append(error.str()) if error else None,
-            )
-        unsent = producer.flush(TIMEOUT_SECONDS + 1)
-    except (KafkaException, BufferError) as error:
-        why = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise KafkaRefused(f"{topic} on {settings.kafka_brokers} cannot be written: {why}") from error
-    if failed or unsent:
-        why = failed[0] if failed else f"no answer within {TIMEOUT_SECONDS:g} s"
-        raise KafkaUnreachable(f"{topic} on {settings.kafka_brokers} was not written: {why}")

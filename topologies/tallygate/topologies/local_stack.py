@@ -24,6 +24,7 @@ from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas.catalog import EMPTY, Catalog
 from tallygate.schemas.catalog_file import CatalogFile
 from tallygate.schemas.topics import topic_specs
+from tallygate.topologies.audit_log import audited
 from tallygate.topologies.catalog_topic import newest_catalog, publish
 from tallygate.topologies.catalog_yaml import read_files
 from tallygate.topologies.gateway_note import is_ready, listening_url
@@ -257,12 +258,16 @@ class LocalStack:
         return Member("worker", self.settings.model_copy(update=changed), folder, self._say, name)
 
     def _apply(self, catalog: CatalogFile | None) -> Catalog:
+        source = self._catalog or self._example
         if catalog is None:
             newest = newest_catalog(self.settings)
             if newest.version:
                 return newest
-            catalog = read_files(self._example)
-        return publish(self.settings, catalog).catalog
+            catalog = read_files(source)
+        with audited(self.settings, "catalog.apply", "", {"from": source.name}) as change:
+            applied = publish(self.settings, catalog).catalog
+            change.target = f"version {applied.version}"
+        return applied
 
 
 def sink_metrics_address(settings: Settings) -> str:

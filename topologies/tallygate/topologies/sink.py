@@ -2,6 +2,7 @@
 
 One loop in one thread: read, publish, map, and when a batch is full or half a second old, wait until what was published
 is confirmed, insert the batch's rows, then the offsets.
+Between batches, the audit log (`sink_audit`).
 Beside it, for an embedded engine, a server that answers `tallygate sql`, and the metrics.
 """
 
@@ -16,10 +17,12 @@ from functools import partial
 from typing import Final, TypeVar
 
 from tallygate.connectors.clickhouse import Store, StoreAway, StoreError, is_embedded, place_of
+from tallygate.connectors.clickhouse_tables import AUDIT
 from tallygate.schemas.topics import JOURNAL
 from tallygate.topologies.metrics import MetricsError
 from tallygate.topologies.relay import Relay, RelayTrouble, Stopped
 from tallygate.topologies.settings import ENV_PREFIX, Settings
+from tallygate.topologies.sink_audit import AuditReader
 from tallygate.topologies.sink_journal import JournalReader, JournalTrouble, behind_seconds, find_journal
 from tallygate.topologies.sink_metrics import MetricsPage, SinkMetrics
 from tallygate.topologies.sink_rows import Batch
@@ -48,6 +51,7 @@ class Sink:
         store: Store,
         reader: JournalReader,
         relay: Relay,
+        audit: AuditReader,
         journal: str,
         metrics: SinkMetrics,
         stop: threading.Event,
@@ -55,6 +59,7 @@ class Sink:
         self._store = store
         self._reader = reader
         self._relay = relay
+        self._audit = audit
         self._journal = journal
         self._metrics = metrics
         self._stop = stop
@@ -114,6 +119,7 @@ class Sink:
         if now - self._observed < _OBSERVE_SECONDS:
             return
         self._observed = now
+        self._move_audit()
         metrics, reader = self._metrics, self._reader
         metrics.stale.set(reader.stale_records)
         metrics.missing.set(reader.missing_records)
@@ -122,6 +128,12 @@ class Sink:
         for partition, lag in reader.lags():
             metrics.lag.labels(str(partition)).set(lag)
             metrics.behind_seconds.labels(str(partition)).set(behind_seconds(reader.tracks[partition], lag))
+
+    def _move_audit(self) -> None:
+        columns = self._audit.read()
+        if columns:
+            persist(partial(self._store.insert, AUDIT, columns), self._stop, self._metrics)
+            self._metrics.rows.labels("audit").inc(len(columns[0]))
 
 
 def persist(call: Callable[[], T], stop: threading.Event, metrics: SinkMetrics) -> T:
@@ -199,11 +211,13 @@ def _run(
     reader = JournalReader(settings.librdkafka, accept_gap=accept_gap, stop=stop)
     running.callback(reader.close)
     reader.start(wanted, positions)
+    audit = AuditReader(settings.librdkafka, persist(store.audit_offset, stop, metrics))
+    running.callback(audit.close)
     logger.info("sink: %d partitions of %s → %s", len(reader.tracks), JOURNAL, place_of(settings.clickhouse))
     if threading.current_thread() is threading.main_thread():  # a process of the sink's own
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)  # rows are no cycles: mapping them is 1.5 times as fast without looking
-    Sink(store, reader, relay, journal.id, metrics, stop).run()
+    Sink(store, reader, relay, audit, journal.id, metrics, stop).run()
 
 
 @contextmanager

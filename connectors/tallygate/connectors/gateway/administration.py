@@ -6,7 +6,6 @@ Each change is in the audit log before it is asked of a worker, and its outcome 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import msgspec
 from starlette.responses import Response
 
 from tallygate.connectors.client_errors import RefusedRequest, TallygateError
@@ -14,6 +13,7 @@ from tallygate.connectors.gateway.asking import ID_PARAMETER, Form, made
 from tallygate.connectors.gateway.decisions import ANSWERED, example_of
 from tallygate.connectors.gateway.operations import JSON, Call, Method, Operation, json_response
 from tallygate.connectors.gateway.problems import denial, problem_of
+from tallygate.schemas.audit import details_of
 from tallygate.schemas.requests import (
     OPS,
     GiveGrant,
@@ -38,14 +38,13 @@ def _changing(form: Form, **given: Callable[[Call], str]) -> Callable[[Call], Aw
 
 async def carry_out(call: Call, request: Request) -> Response:
     """Asks a worker for a change and answers with what it said; audited before and after."""
-    details = {name: value for name, value in _plain(request).items() if name not in ("type", "id", "customer")}
     audited = await call.gateway.audit.begin(
         who=call.key.id,
         origin=call.origin,
         action=OPS[type(request)],
         customer=request.customer,
         target=request.id,
-        details=details,
+        details=details_of(request),
     )
     try:
         answer = await call.gateway.client.ask(request)
@@ -60,11 +59,6 @@ async def carry_out(call: Call, request: Request) -> Response:
         raise denial(answer)
     await audited.end("done")
     return json_response(answer)
-
-
-def _plain(request: Request) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(request))
-    return found
 
 
 def _operation(
