@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 PROXY_VENV  := .venv-litellm
 PROXY_STAMP := $(PROXY_VENV)/.installed
 
-.PHONY: help install check test simulate chaos demo bench up lock lock-peers schemas format clean
+.PHONY: help install check test simulate chaos demo bench up lock lock-peers schemas docs format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,10 @@ up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
 
 schemas: install ## regenerate the JSON Schemas and golden files after a change of the vocabulary
 	$(BIN)/python -m tallygate.schemas.export
+
+docs: install ## the documentation in docs/site; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs.yml
+	@echo docs/site/index.html
 
 format: install ## let ruff format and fix
 	$(BIN)/ruff format .

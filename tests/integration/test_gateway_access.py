@@ -3,6 +3,7 @@
 There is no worker here: what a right key asks is answered 503 after a moment, and that is right enough.
 """
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -21,6 +22,7 @@ from confluent_kafka import Consumer, TopicPartition
 from gateway_process import GatewayProcess
 from gateway_stack import CATALOG, wait_until
 from kafka_fixture import Broker
+from tallygate.connectors.client import NotConnected, TallygateHTTP, TallygateHTTPSync
 from tallygate.connectors.gateway import mounts
 from tallygate.connectors.gateway.keys import new_key
 from tallygate.schemas.keys import SCOPES, Scope
@@ -315,6 +317,12 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert, key
 
 
+async def report(gateway: GatewayProcess, tls: ssl.SSLContext) -> None:
+    """Its block is left without an error when Kafka has the event."""
+    async with TallygateHTTP(gateway.url, key=gateway.admin, tls=tls) as client:
+        await client.usage("acme", "llm.call", {"tokens": 1})
+
+
 def test_tls(module_kafka: Broker, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     paths: dict[str, Any] = {"gateway_tls_cert": str(cert), "gateway_tls_key": str(key)}
@@ -327,6 +335,11 @@ def test_tls(module_kafka: Broker, tmp_path: Path) -> None:
         connection.close()
         with pytest.raises((http.client.HTTPException, OSError)):
             gateway.call("GET", "/readyz")
+        asyncio.run(report(gateway, trusting))
+        with TallygateHTTPSync(gateway.url, key=gateway.admin, tls=trusting) as waited:
+            waited.usage("acme", "llm.call", {"tokens": 1})
+        with pytest.raises(NotConnected, match="certificate verify failed"):
+            TallygateHTTPSync(gateway.url, key=gateway.admin, timeout=1).start()
         assert gateway.stop() == 0
     cert.write_text("no certificate")
     broken = GatewayProcess(module_kafka.bootstrap, tmp_path, wait=False, **paths)

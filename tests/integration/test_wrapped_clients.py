@@ -1,6 +1,8 @@
 """Functions and model clients behind the gate: the real SDKs, a provider on loopback, a real worker and gateway."""
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,18 @@ import pytest
 from fake_provider import TEXT, Provider, fake_provider
 from gateway_stack import Stack, gateway_stack
 from kafka_fixture import Broker
-from tallygate.connectors.client import Denied, TallygateHTTP, TallygateHTTPSync, wrap
+from tallygate.connectors.client import (
+    Denied,
+    NoAnswer,
+    Tallygate,
+    TallygateClient,
+    TallygateClientSync,
+    TallygateHTTP,
+    TallygateHTTPSync,
+    TallygateSync,
+    Unsettled,
+    wrap,
+)
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -50,25 +63,37 @@ def provider() -> Iterator[Provider]:
         yield running
 
 
-@pytest.fixture
-async def gate(stack: Stack) -> AsyncIterator[TallygateHTTP]:
-    async with TallygateHTTP(stack.gateway.url, key=stack.gateway.admin) as client:
+KINDS = ("http", "kafka")
+
+
+def made(kind: str, stack: Stack, brokers: str, timeout: float = 15.0) -> TallygateClient:
+    if kind == "http":
+        return TallygateHTTP(stack.gateway.url, key=stack.gateway.admin, timeout=timeout)
+    return Tallygate(brokers, service="cli", timeout=timeout)
+
+
+@pytest.fixture(params=KINDS)
+async def gate(request: pytest.FixtureRequest, stack: Stack, module_kafka: Broker) -> AsyncIterator[TallygateClient]:
+    async with made(request.param, stack, module_kafka.bootstrap) as client:
         yield client
 
 
 @pytest.fixture
-def gate_sync(stack: Stack) -> Iterator[TallygateHTTPSync]:
-    with TallygateHTTPSync(stack.gateway.url, key=stack.gateway.admin) as client:
+def gate_sync(gate: TallygateClient, stack: Stack, module_kafka: Broker) -> Iterator[TallygateClientSync]:
+    """The same way as `gate`."""
+    over_http = TallygateHTTPSync(stack.gateway.url, key=stack.gateway.admin)
+    over_kafka = TallygateSync(module_kafka.bootstrap, service="cli", timeout=15)
+    with over_http if isinstance(gate, TallygateHTTP) else over_kafka as client:
         yield client
 
 
 @pytest.fixture
-async def customer(request: pytest.FixtureRequest, gate: TallygateHTTP) -> str:
+async def customer(request: pytest.FixtureRequest, gate: TallygateClient) -> str:
     await gate.grant(request.node.name, GIVEN)
     return str(request.node.name)
 
 
-async def spent(gate: TallygateHTTP, customer: str) -> tuple[int, int]:
+async def spent(gate: TallygateClient, customer: str) -> tuple[int, int]:
     """What is spent, and held."""
     [pool] = (await gate.balance(customer)).pools
     return GIVEN - int(pool.balance) - int(pool.held), int(pool.held)
@@ -104,7 +129,7 @@ def limit_of(asked: dict[str, Any]) -> int:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("api", APIS)
 async def test_a_call_is_settled_by_its_usage(
-    api: str, stream: bool, gate: TallygateHTTP, customer: str, provider: Provider
+    api: str, stream: bool, gate: TallygateClient, customer: str, provider: Provider
 ) -> None:
     async with wrap(sdk(api, provider.url), gate, customer=customer, dimensions={"agent": "crawler"}) as client:
         reply = await create(api, client, stream=stream)
@@ -117,7 +142,7 @@ async def test_a_call_is_settled_by_its_usage(
 
 @pytest.mark.parametrize("api", APIS)
 async def test_without_asyncio(
-    api: str, gate: TallygateHTTP, gate_sync: TallygateHTTPSync, customer: str, provider: Provider
+    api: str, gate: TallygateClient, gate_sync: TallygateClientSync, customer: str, provider: Provider
 ) -> None:
     def work() -> None:
         with wrap(sdk(api, provider.url, ""), gate_sync, customer=lambda arguments: customer) as client:
@@ -137,18 +162,22 @@ async def test_without_asyncio(
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_what_is_denied_never_reaches_the_provider(api: str, gate: TallygateHTTP, provider: Provider) -> None:
-    await gate.grant(f"poor-{api}", 3000)
-    async with wrap(sdk(api, provider.url), gate, customer=f"poor-{api}") as client:
+async def test_what_is_denied_never_reaches_the_provider(
+    api: str, gate: TallygateClient, provider: Provider, request: pytest.FixtureRequest
+) -> None:
+    await gate.grant(request.node.name, 3000)
+    async with wrap(sdk(api, provider.url), gate, customer=request.node.name) as client:
         with pytest.raises(Denied, match="credits_exhausted"):
             await create(api, client)
         assert provider.asked == []
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_the_limit_is_lowered_to_what_is_affordable(api: str, gate: TallygateHTTP, provider: Provider) -> None:
-    await gate.grant(f"short-{api}", 4000)  # 100 tokens of input, and 30 of output
-    async with wrap(sdk(api, provider.url), gate, customer=f"short-{api}", at_least=25) as client:
+async def test_the_limit_is_lowered_to_what_is_affordable(
+    api: str, gate: TallygateClient, provider: Provider, request: pytest.FixtureRequest
+) -> None:
+    await gate.grant(request.node.name, 4000)  # 100 tokens of input, and 30 of output
+    async with wrap(sdk(api, provider.url), gate, customer=request.node.name, at_least=25) as client:
         await create(api, client)
         assert [limit_of(asked) for asked in provider.asked] == [30]
         with pytest.raises(Denied):
@@ -157,7 +186,7 @@ async def test_the_limit_is_lowered_to_what_is_affordable(api: str, gate: Tallyg
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_a_call_that_fails_releases(api: str, gate: TallygateHTTP, customer: str, provider: Provider) -> None:
+async def test_a_call_that_fails_releases(api: str, gate: TallygateClient, customer: str, provider: Provider) -> None:
     async with wrap(sdk(api, provider.url), gate, customer=customer) as client:
         with pytest.raises((openai.BadRequestError, anthropic.BadRequestError)):
             await create(api, client, model="failing")
@@ -166,7 +195,7 @@ async def test_a_call_that_fails_releases(api: str, gate: TallygateHTTP, custome
 
 @pytest.mark.parametrize("api", APIS)
 async def test_a_stream_that_breaks_is_settled_by_what_was_seen(
-    api: str, gate: TallygateHTTP, customer: str, provider: Provider
+    api: str, gate: TallygateClient, customer: str, provider: Provider
 ) -> None:
     async with wrap(sdk(api, provider.url), gate, customer=customer) as client:
         stream = await create(api, client, model="cut", stream=True)
@@ -178,7 +207,7 @@ async def test_a_stream_that_breaks_is_settled_by_what_was_seen(
 
 @pytest.mark.parametrize("api", APIS)
 async def test_a_stream_that_is_left_early_is_settled_by_what_was_seen(
-    api: str, gate: TallygateHTTP, customer: str, provider: Provider
+    api: str, gate: TallygateClient, customer: str, provider: Provider
 ) -> None:
     client = wrap(sdk(api, provider.url), gate, customer=customer)
     async with client, await create(api, client, stream=True) as stream:
@@ -189,14 +218,59 @@ async def test_a_stream_that_is_left_early_is_settled_by_what_was_seen(
     assert await spent(gate, customer) == (once, 0)
 
 
-async def test_cached_tokens_without_a_meter_are_input(gate: TallygateHTTP, customer: str, provider: Provider) -> None:
+@contextlib.contextmanager
+def paused_by_the_model(stack: Stack, stream: bool) -> Iterator[Any]:
+    """A client whose model answers when the worker has just stopped to do so; at the end the worker goes on."""
+    reply = SimpleNamespace(
+        choices=[SimpleNamespace(delta={"content": TEXT})],
+        usage={"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 40}},
+    )
+
+    async def pieces() -> AsyncIterator[Any]:
+        yield reply
+
+    async def create(**arguments: Any) -> Any:
+        stack.worker.signal(signal.SIGSTOP)
+        return pieces() if stream else reply
+
+    try:
+        yield SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    finally:
+        stack.worker.signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_that_has_answered_is_not_lost_where_tallygate_does_not(
+    stream: bool, gate: TallygateClient, customer: str, stack: Stack, module_kafka: Broker
+) -> None:
+    kind = "http" if isinstance(gate, TallygateHTTP) else "kafka"
+    hasty = made(kind, stack, module_kafka.bootstrap, timeout=2)
+    async with hasty:
+        with (
+            paused_by_the_model(stack, stream) as model,
+            pytest.raises(Unsettled, match=r"the model has answered, but hold '.*' could not be settled") as caught,
+        ):
+            async for _ in await create("chat", wrap(model, hasty, customer=customer), stream=stream):
+                pass
+    assert isinstance(caught.value.__cause__, NoAnswer)
+    assert caught.value.response is None if stream else hasattr(caught.value.response, "usage")
+    for _ in range(200):  # what was sent is recorded once the worker goes on
+        if (now := await spent(gate, customer)) == (OPENAI_COST, 0):
+            break
+        await asyncio.sleep(0.05)
+    assert now == (OPENAI_COST, 0)
+
+
+async def test_cached_tokens_without_a_meter_are_input(
+    gate: TallygateClient, customer: str, provider: Provider
+) -> None:
     meters = ("input_tokens", "output_tokens")
     async with wrap(sdk("chat", provider.url), gate, customer=customer, meters=meters) as client:
         await create("chat", client)
     assert await spent(gate, customer) == (100 * 10 + 20 * 100, 0)
 
 
-async def test_ways_around_the_gate_are_refused(gate: TallygateHTTP, gate_sync: TallygateHTTPSync) -> None:
+async def test_ways_around_the_gate_are_refused(gate: TallygateClient, gate_sync: TallygateClientSync) -> None:
     client = wrap(openai.AsyncOpenAI(api_key="none"), gate, customer="acme")
     with pytest.raises(AttributeError, match=r"chat.completions.parse is not metered: use chat.completions.create"):
         _ = client.chat.completions.parse
@@ -210,7 +284,7 @@ async def test_ways_around_the_gate_are_refused(gate: TallygateHTTP, gate_sync: 
         wrap(client, gate, customer="acme", meters=("tokens",))
 
 
-async def test_a_function_is_metered(gate: TallygateHTTP, customer: str) -> None:
+async def test_a_function_is_metered(gate: TallygateClient, customer: str) -> None:
     @gate.metered(
         "llm",
         customer=lambda who, tokens: who,
@@ -237,7 +311,7 @@ async def test_a_function_is_metered(gate: TallygateHTTP, customer: str) -> None
 
 
 async def test_a_function_without_asyncio_is_settled_by_the_usage_in_its_result(
-    gate: TallygateHTTP, gate_sync: TallygateHTTPSync, customer: str
+    gate: TallygateClient, gate_sync: TallygateClientSync, customer: str
 ) -> None:
     asked = dict.fromkeys(METERS, 50)
 

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tallygate.connectors.litellm_settings import read_settings
+from tallygate.schemas.catalog_file import read_catalog
 from tallygate.schemas.topics import topic_specs
 from tallygate.topologies.exits import MEANINGS
 from tallygate.topologies.settings import ENV_PREFIX, Settings
@@ -34,6 +37,18 @@ def test_every_topic_is_in_the_table() -> None:
 def test_the_demos_figures_are_those_that_it_must_find() -> None:
     assert README.count("│ 28 185 │   40 421 844 │     4 334 561 │") == 3
     assert "20 reservations of 75 credits at once, against its budget of 500: 6 allowed." in README
+
+
+def test_what_is_to_be_put_into_files_is_accepted() -> None:
+    found = []
+    for block in re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+        given = yaml.safe_load(block)
+        if "meters" in given:
+            found.append(read_catalog(given, "README.md").compile(1).features[0].name)
+        else:
+            fields = ("metadata", "team_metadata", "team_id", "user_id")
+            found.append(read_settings(given["callback_settings"]["tallygate"], fields).feature)
+    assert found == ["llm", "llm"]
 
 
 def test_links_lead_somewhere() -> None:
