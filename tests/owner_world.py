@@ -201,7 +201,7 @@ class Life:
         self.metrics = Metrics()
         self._position = 0
         self.done: list[str] = []
-        pace = Pace(lambda: 0)
+        pace = Pace(lambda: 0, rest_us_max=0)
         pace.asked()  # so that parts of runs are small
         self.inbox = Inbox(Intake(1).read, steps or StepLimits(), RunReader(1, rules or Rules()), pace=pace)
         ports = Ports(self, lambda: self.table, self, self, self, self, self.metrics, at)

@@ -125,7 +125,8 @@ def test_stop_stores_where_it_stood_even_in_a_quiet_journal(
 ) -> None:
     story = Story("acme", rounds=1)
     writer.tell(0, story)
-    with SinkProcess(journal, tmp_path, metrics_address=f"127.0.0.1:{(port := free_port())}") as sink:
+    at_once = {"kafka_config": {"fetch.min.bytes": "1"}}  # the lag is 0, too, while the sink has not fetched
+    with SinkProcess(journal, tmp_path, metrics_address=f"127.0.0.1:{(port := free_port())}", settings=at_once) as sink:
         sink.wait_for_sums([story])
         before = story.world.tick(1)
         writer.write(0, 1, 99, before.records)

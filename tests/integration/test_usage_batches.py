@@ -155,7 +155,7 @@ def test_a_batch_that_comes_again_or_is_wrong_counts_for_nobody(module_kafka: Br
 
 async def test_usage_that_the_broker_does_not_confirm_is_reported(fresh_kafka: Any) -> None:
     client = Tallygate(
-        fresh_kafka.bootstrap, service="cli", timeout=10, kafka={"message.timeout.ms": "1000"}, usage_buffer=20
+        fresh_kafka.bootstrap, service="cli", timeout=10, kafka={"message.timeout.ms": "3000"}, usage_buffer=20
     )
     await client.start()
     await client.usage("f-0", "llm.call", {"tokens": 1})

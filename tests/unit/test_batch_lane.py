@@ -17,7 +17,7 @@ from tallygate.schemas.journal import UsageRun
 from tallygate.schemas.records import Chunk
 from tallygate.schemas.requests import Balance
 from tallygate.schemas.usage_batch import BatchId, batch_headers
-from tallygate.topologies.batch_lane import Pace, Standing, run_bytes_max
+from tallygate.topologies.batch_lane import REST_TIMES, Pace, Standing, run_bytes_max
 from tallygate.topologies.inbox import Inbox, Step, StepLimits
 from tallygate.topologies.usage_runs import Run, RunReader
 
@@ -137,10 +137,11 @@ def test_parts_are_small_while_requests_come_and_the_smaller_the_more_runs_are_u
     later.work()
 
     def part() -> int:
-        taken = inbox.take(nothing, NOW).part
-        assert taken is not None
-        inbox.took(taken, 100 * len(taken.input.customers))
-        return len(taken.input.customers)
+        step = inbox.take(nothing, NOW)
+        assert step.part is not None
+        customers = len(step.part.input.customers)
+        inbox.took(step, 100 * customers)
+        return customers
 
     assert part() == 40  # 4 ms at 100 µs each
     pace.runs += 3  # in other partitions
@@ -149,6 +150,30 @@ def test_parts_are_small_while_requests_come_and_the_smaller_the_more_runs_are_u
     assert part() == 200
     pace.asked()
     assert part() == 10
+
+
+def test_usage_gathers_after_a_run_for_as_long_as_all_of_it_was_worth() -> None:
+    now = [0]
+    world, later = World(), Later()
+    inbox = box(later, Pace(lambda: now[0]))
+    inbox.offer(batch(world, 1, 400), list)
+    inbox.take(nothing, NOW)
+    later.work()
+    parts = 0
+    while inbox:
+        inbox.took(inbox.take(nothing, NOW), 20_000)
+        parts += 1
+    inbox.offer(batch(world, 2), list)
+    assert parts == 2
+    assert inbox.rests
+    now[0] = REST_TIMES * 40_000 - 1
+    assert kinds(inbox.take(nothing, NOW)) == []
+    inbox.offer(batch(world, 3), list)
+    now[0] += 1
+    assert inbox
+    inbox.take(nothing, NOW)
+    later.work()
+    assert kinds(inbox.take(nothing, NOW)) == ["run to 2"]  # both together
 
 
 @pytest.mark.parametrize(("partitions", "megabytes"), [(1, 16), (8, 16), (16, 8), (64, 2), (1000, 2)])

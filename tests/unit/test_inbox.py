@@ -10,6 +10,7 @@ from tallygate.pipeline.intake import Intake
 from tallygate.schemas import topics
 from tallygate.schemas.records import Chunk
 from tallygate.schemas.requests import Balance
+from tallygate.topologies.batch_lane import REST_TIMES, REST_US_MAX, Pace
 from tallygate.topologies.inbox import Inbox, Step, StepLimits
 
 ASK, USE = topics.REQUESTS, topics.USAGE
@@ -76,6 +77,31 @@ def test_a_batch_counts_its_events() -> None:
         world.arrive(USE, *[batch] * 4, headers=(("content-type", b"application/cloudevents-batch+json"),)), list
     )
     assert [len(inbox.take(nothing_applied).taken) for _ in range(2)] == [2, 2]
+
+
+def test_usage_gathers_and_requests_do_not_wait_for_it() -> None:
+    now = [0]
+    world = World()
+    pace = Pace(lambda: now[0])
+    inbox = Inbox(Intake(1).read, StepLimits(events_max=10), pace=pace)
+    Inbox(Intake(1).read, StepLimits(), pace=pace)  # another partition of this worker
+    inbox.offer(world.use("a"), list)
+    inbox.took(inbox.take(nothing_applied), 100)
+    inbox.offer(world.use("b"), list)
+    inbox.offer(asks(world, 1), list)
+    assert inbox.rests
+    assert places(inbox.take(nothing_applied)) == ["q0"]
+    assert not inbox
+    now[0] = 2 * 100 * REST_TIMES
+    assert inbox
+    step = inbox.take(nothing_applied)
+    assert places(step) == ["u1"]
+    inbox.took(step, 10_000_000)
+    inbox.offer(world.use(*"cdefghijk"), list)
+    now[0] += REST_US_MAX - 1
+    assert inbox.take(nothing_applied) == Step((), ())
+    inbox.offer(world.use("l"), list)  # a step is full
+    assert len(inbox.take(nothing_applied).taken) == 10
 
 
 @pytest.mark.parametrize("seed", range(20))

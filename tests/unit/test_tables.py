@@ -12,7 +12,14 @@ import pytest
 
 from owner_world import Life, MemoryTable, World
 from tallygate.pipeline.replay import forgotten_range, seen_key
-from tallygate.topologies.tables import Position, RocksTable, TableBroken, TableMemory, cannot_resume
+from tallygate.topologies.tables import (
+    WAITING_ROWS_MAX,
+    Position,
+    RocksTable,
+    TableBroken,
+    TableMemory,
+    cannot_resume,
+)
 from unit.test_owner import busy
 
 HOUR_MS = 3_600_000
@@ -145,16 +152,32 @@ def test_a_folder_in_use_by_another_process_is_not_touched(path: Path) -> None:
     table.close()
 
 
+def test_rows_that_wait_to_be_written_are_seen(path: Path) -> None:
+    table = RocksTable(path)
+    table.apply([(b"a", b"1"), (b"b", b"1"), (b"c", b"1")], Position(1))
+    table.scan(b"", b"z")  # writes them
+    table.apply([(b"a", b"2"), (b"b", None), (b"d", b"1")], Position(2))
+    assert table._db.get(b"ra") == b"1"
+    assert [table.get(key) for key in (b"a", b"b", b"c", b"d", b"e")] == [b"2", None, b"1", b"1", None]
+    assert table.get_many([b"e", b"d", b"c", b"b", b"a"]) == [None, b"1", b"1", None, b"2"]
+    assert table.get_many([b"c", b"e"]) == [b"1", None]
+    assert table.scan(b"", b"z") == [(b"a", b"2"), (b"c", b"1"), (b"d", b"1")]
+    table.apply([(b"a", b"3")], Position(3))
+    table.wipe("a test")
+    assert (table.get(b"a"), table.position) == (None, Position())
+    table.close()
+
+
 def test_what_was_written_survives_kill_9(path: Path) -> None:
     code = (
         "import os, sys, pathlib; from tallygate.topologies.tables import *\n"
         "table = RocksTable(pathlib.Path(sys.argv[1]))\n"
-        "for n in range(100): table.apply([(b'%d' % n, b'v')], Position(n + 1))\n"
+        "for n in range(WAITING_ROWS_MAX + 9): table.apply([(b'%d' % n, b'v')], Position(n + 1))\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
     table = RocksTable(path)
-    assert (table.position, len(rows(table))) == (Position(100), 100)
+    assert (table.position, len(rows(table))) == (Position(WAITING_ROWS_MAX), WAITING_ROWS_MAX)  # both or neither
     table.close()
 
 

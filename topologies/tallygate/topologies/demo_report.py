@@ -44,7 +44,7 @@ def show_figures(figures: Figures, disagreements: list[str], out: Console) -> No
     out.print(
         f"Decisions: p50 {percentile(figures.probe_ms, 50):.1f} ms, p99 {percentile(figures.probe_ms, 99):.1f} ms "
         f"({PROBES} reservations at {PROBES_PER_SECOND} a second, from the call to its answer in the client, "
-        "journaled and read back in between)."
+        "journaled in between)."
     )
     out.print(
         f"During the replay, with {CALLS_IN_FLIGHT} calls in flight: p50 {percentile(figures.replay_ms, 50):.0f} ms, "

@@ -2,7 +2,8 @@
 
 A step takes every waiting request, up to a limit, and a little usage, in the order in which the broker received them.
 So a request waits for one step at most, however much usage lies before it. Columnar batches are taken as runs
-(`batch_lane.py`): while one is read or put in force, what lies behind it in the usage topic waits.
+(`batch_lane.py`): while one is read or put in force, what lies behind it in the usage topic waits. Between two takes,
+usage rests for a time that follows from what the last one cost (`Pace`), unless a full step of it waits.
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from tallygate.schemas import topics
 from tallygate.schemas.records import Chunk, Record
 from tallygate.topologies.batch_lane import (
     RUN_BYTES_MAX,
+    RUN_RECORDS_MAX,
     Background,
     BatchLane,
     Finished,
@@ -75,12 +77,15 @@ class _Lane:
     def __init__(self) -> None:
         self._waiting: deque[_Waiting] = deque()
         self.last = -1  # the offset given out last: what is delivered twice is taken once
+        self.records = self.bytes = 0  # that wait
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def offer(self, records: Sequence[Record], done: Callable[[], object]) -> None:
-        self._waiting.append(_Waiting(records, done))
+    def offer(self, chunk: Chunk, done: Callable[[], object]) -> None:
+        self._waiting.append(_Waiting(chunk.records, done))
+        self.records += len(chunk.records)
+        self.bytes += sum(len(record.value or b"") for record in chunk.records)
 
     def next(self) -> Record:
         first = self._waiting[0]
@@ -89,6 +94,8 @@ class _Lane:
     def advance(self) -> Callable[[], object] | None:
         """Steps over the next record; returns what its chunk wants called when that was the chunk's last."""
         first = self._waiting[0]
+        self.records -= 1
+        self.bytes -= len(first.records[first.at].value or b"")
         first.at += 1
         if first.at < len(first.records):
             return None
@@ -138,7 +145,10 @@ class Inbox:
         self._limits = limits
         self._usage = _Lane()
         self._requests = _Lane()
-        self._pace = pace or Pace(lambda: 0)
+        self._run_bytes_max = run_bytes_max
+        self._pace = pace or Pace(lambda: 0, rest_us_max=0)
+        self._pace.partitions += 1
+        self._rests_until_us = self._worked_us = 0
         self._batches: BatchLane | None = None
         if runs is not None:
             self._batches = BatchLane(self._usage, runs, background, run_bytes_max, self._pace)
@@ -150,7 +160,21 @@ class Inbox:
             return True
         if self._batches is not None and self._batches.begun:
             return not self._batches.busy
-        return bool(self._usage) and not self._starved
+        return bool(self._usage) and not self._starved and not self.rests
+
+    @property
+    def rests(self) -> bool:
+        """Whether the usage that waits may still gather."""
+        if not self._usage or self._pace.now_us() >= self._rests_until_us:
+            return False
+        records_max, bytes_max = self._usage_limits()
+        if self._batches is not None and is_batch(self._usage.next()):
+            records_max, bytes_max = RUN_RECORDS_MAX, self._run_bytes_max
+        return self._usage.records < records_max and self._usage.bytes < bytes_max
+
+    @property
+    def rests_until_us(self) -> int:
+        return self._rests_until_us
 
     @property
     def asks(self) -> bool:
@@ -163,7 +187,7 @@ class Inbox:
         if chunk.topic == topics.REQUESTS:
             lane = self._requests
             self._pace.asked()
-        lane.offer(chunk.records, done)
+        lane.offer(chunk, done)
         self._starved = False
 
     def take(self, applied: Callable[[str], int], standing: Standing | None = None) -> Step:
@@ -177,18 +201,29 @@ class Inbox:
         taken = merge(usage, requests, key=lambda each: each.record.timestamp_ms) if usage and requests else None
         return Step(tuple(taken or usage or requests), tuple(finished), part)
 
-    def took(self, part: Part, us: int) -> None:
-        """The rules took so long for a part of a run."""
-        if self._batches is not None:
-            self._batches.took(sum(len(groups) for _, groups in part.input.customers), us)
+    def took(self, step: Step, us: int) -> None:
+        """The rules took so long for a step."""
+        if step.part is not None:
+            assert self._batches is not None
+            self._batches.took(sum(len(groups) for _, groups in step.part.input.customers), us)
+            self._worked_us += us
+        else:
+            usage = sum(each.record.topic == topics.USAGE for each in step.taken)
+            if not usage:
+                return
+            self._worked_us += us * usage // len(step.taken)
+        if self._batches is None or not self._batches.begun:
+            self._rests_until_us = self._pace.rested_us(self._worked_us)
+            self._worked_us = 0
 
     def close(self) -> None:
+        self._pace.partitions -= 1
         if self._batches is not None:
             self._batches.close()
 
     def _take_part(self, standing: Standing, finished: Finished) -> Part | None:
         lane = self._batches
-        if lane is None or not (lane.begun or (self._usage and is_batch(self._usage.next()))):
+        if lane is None or not (lane.begun or (self._usage and is_batch(self._usage.next()) and not self.rests)):
             return None
         part = lane.take(standing, finished)
         self._starved = part is None and not lane.begun
@@ -205,7 +240,7 @@ class Inbox:
         taken: list[Taken] = []
         events = size = 0
         self._usage.last = max(self._usage.last, applied(topics.USAGE))
-        if self._batches is not None and self._batches.begun:
+        if (self._batches is not None and self._batches.begun) or self.rests:
             return taken
         events_max, bytes_max = self._usage_limits()
         while self._usage and events < events_max:

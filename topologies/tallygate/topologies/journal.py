@@ -1,13 +1,14 @@
-"""The journal in Kafka: one batch appended is one transition, and what was appended is read back before it counts.
+"""The journal in Kafka: one batch appended is one transition, which counts once its place in the log is known.
 
 The writer is aiokafka's, since it alone lets a caller close a batch: the broker appends it whole or not at all. It is
-idempotent, so its own retries never write a batch twice and it goes on through a broker's restart. The reader is a
-`Lane`, and recovery reads with `replay`, both librdkafka's.
+idempotent, so its own retries never write a batch twice and it goes on through a broker's restart. What others have
+written comes through a `Lane`, and recovery reads with `replay`, both librdkafka's.
 """
 
 import asyncio
 import ctypes
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
@@ -143,16 +144,22 @@ class _Own(msgspec.Struct, frozen=True):
 
 
 class JournalReader:
-    """Reads the journals of all partitions of a worker, each from where its owner wants it."""
+    """Reads the journals of all partitions of a worker, each on from where its owner wants it.
+
+    The broker's answer to an append says where the batch lies. If that is where the reader stands, nothing lies
+    between what it has read and the batch, and what the batch holds is known: so it has been read. Only where
+    somebody else's records lie before it, or the broker does not know the place any more, a lane reads the log.
+    Fetching each batch back cost a request to the broker, two threads' turns, and 2 µs a record.
+    """
 
     def __init__(self, settings: Settings, trouble: Callable[[LaneTrouble], None]) -> None:
         self._settings = settings
         self._timeout_seconds = settings.append_timeout_ms / 1000
-        self._arrived: dict[int, deque[Chunk]] = {}
+        self._next: dict[int, int] = {}
+        self._own: dict[int, _Own] = {}
+        self._arrived: dict[int, deque[Chunk]] = {}  # of the partitions that the lane reads
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._replaying = asyncio.Semaphore(REPLAYS_AT_ONCE)
-        self._own: dict[int, _Own] = {}
-        self._failed: dict[int, Exception] = {}
         self._lane = Lane(
             settings.kafka_brokers,
             name="journal",
@@ -165,51 +172,62 @@ class JournalReader:
         )
 
     def follow(self, partition: int, begin: int) -> None:
-        self._arrived[partition] = deque()
-        self._lane.start({(JOURNAL, partition): begin})
+        self._next[partition] = begin
 
     def leave(self, partition: int) -> None:
-        self._lane.drop([(JOURNAL, partition)])
-        self._arrived.pop(partition, None)
+        self._stop_lane(partition)
+        self._next.pop(partition, None)
         self._own.pop(partition, None)
-        self._failed.pop(partition, None)
 
     def expect(self, partition: int, records: Sequence[Pair], term: int, seq: int, answered: Answered) -> None:
-        """This batch was sent: of it, `read` leaves out all but the last record, or raises why it was not taken.
+        """This batch was sent: `read` goes on until its last record.
 
-        A batch is in the log whole or not at all, so the last record says enough; half of the cost of reading back
-        was that of records whose content was known. What has come back has been appended, so nobody waits for the
-        broker's answer besides.
+        A batch is in the log whole or not at all, so of it `read` leaves out all but the last record, or raises why it
+        was not taken.
         """
         self._own[partition] = _Own(len(records), records[-1], _headers(term, seq), answered)
 
-        def done(answer: Answered) -> None:
-            error = None if answer.cancelled() else answer.exception()
-            if error is None or partition not in self._arrived:
-                return
-            failure = append_trouble(partition, len(records), error, self._timeout_seconds)
-            waiting = self._waiting.get(partition)
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(failure)
-            else:
-                self._failed[partition] = failure
-
-        answered.add_done_callback(done)
-
     async def read(self, partition: int) -> Sequence[Record]:
-        """The next records of a followed partition, maybe none. Raises `AppendUnknown` when none comes in time."""
+        """The next records of a partition, after an append, maybe none. Raises `AppendUnknown` when none comes in time,
+        and `ClusterTrouble` when the journal was cut back.
+        """
+        own, place = self._own[partition], (JOURNAL, partition)
+        if partition not in self._arrived:
+            begin, answer = self._next[partition], await self._answer(partition, own)
+            if answer.offset == begin:
+                self._next[partition] = begin + own.count
+                last = begin + own.count - 1
+                at = answer.timestamp if answer.timestamp > 0 else time.time_ns() // 1_000_000
+                return [Record(*place, last, at, *own.last, tuple(own.headers))]
+            if 0 <= answer.offset < begin:
+                raise ClusterTrouble(
+                    f"{JOURNAL} partition {partition} was cut back: an append is at offset {answer.offset}, and "
+                    f"everything before {begin} was there already"
+                )
+            self._arrived[partition] = deque()
+            self._lane.start({place: begin})
+        messages = await self._fetched(partition)
+        last = next((each.offset() for each in reversed(messages) if own.ends_at(each)), -1)
+        if last >= 0:
+            self._next[partition] = messages[-1].offset() + 1
+            self._stop_lane(partition)
+        return [record_of(place, each) for each in messages if not last - own.count < each.offset() < last]
+
+    async def _answer(self, partition: int, own: _Own) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await asyncio.shield(own.answered)
+        except (KafkaError, TimeoutError) as error:
+            raise append_trouble(partition, own.count, error, self._timeout_seconds) from error
+
+    async def _fetched(self, partition: int) -> list[Any]:
         arrived = self._arrived[partition]
         if not arrived:
-            if partition in self._failed:
-                raise self._failed[partition]
             waiting = self._waiting[partition] = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     await waiting
-            except TimeoutError as error:
-                own = self._own.get(partition)
-                if own is not None and not own.answered.done():
-                    raise append_trouble(partition, own.count, error, self._timeout_seconds) from None
+            except TimeoutError:
                 raise AppendUnknown(
                     f"journal partition {partition}: what was appended did not come back within "
                     f"{self._timeout_seconds:g} s"
@@ -218,14 +236,11 @@ class JournalReader:
                 del self._waiting[partition]
         chunk = arrived.popleft()
         self._lane.done(chunk)
-        place, messages = (JOURNAL, partition), cast(list[Any], chunk.records)
-        begin = end = 0
-        own = self._own.get(partition)
-        if own is not None:
-            last = next((each.offset() for each in reversed(messages) if own.ends_at(each)), None)
-            if last is not None:
-                begin, end = last - own.count + 1, last
-        return [record_of(place, each) for each in messages if not begin <= each.offset() < end]
+        return cast(list[Any], chunk.records)
+
+    def _stop_lane(self, partition: int) -> None:
+        if self._arrived.pop(partition, None) is not None:
+            self._lane.drop([(JOURNAL, partition)])
 
     async def replay(self, partition: int, begin: int, end: int, take: Callable[[Record], None]) -> None:
         """Hands `[begin, end)` to `take`, in a thread of its own, which is over when this is."""

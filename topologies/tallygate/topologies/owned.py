@@ -69,11 +69,14 @@ class OwnedPartition:
             raise
 
     async def _rest(self) -> None:
-        """Until something comes in, or the next tick is due."""
+        """Until something comes in, usage has rested, or the next tick is due."""
         self._wake.clear()
         if self._inbox or self._closing:
             return
-        wait_us = max(0, self._owner.tick_due_us - self._clock.monotonic_us())
+        due_us = self._owner.tick_due_us
+        if self._inbox.rests:
+            due_us = min(due_us, self._inbox.rests_until_us)
+        wait_us = max(0, due_us - self._clock.monotonic_us())
         alarm = asyncio.get_running_loop().call_later(wait_us / 1e6, self._wake.set)
         await self._wake.wait()
         alarm.cancel()

@@ -216,8 +216,7 @@ class PartitionOwner:
             self._step = step.taken, part.records if part is not None else ()
             catalog = part.catalog if part is not None else self._ports.catalogs.newest
             await self._transit(inputs, self._rules, catalog)
-            if part is not None:
-                self._inbox.took(part, self._decide_us)
+            self._inbox.took(step, self._decide_us)
         for done in step.finished:
             done()
         if step.taken:

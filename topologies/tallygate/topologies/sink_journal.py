@@ -96,12 +96,17 @@ class JournalReader:
         self.stale_records = 0
         self.missing_records = 0
         self.away = False
+        self._headers: Any = ()
+        self._term_and_seq = 0, 0
         self._accept_gap = accept_gap
         self._stop = stop
         self._consumer = Consumer(
             {
                 **consumer_config(self.brokers, GROUP_SINK),
                 "client.id": "tallygate-sink",
+                # Nobody waits for a single record: under a few requests a second each, every answered fetch of the sink
+                # would cost broker and sink as much as the request itself.
+                "fetch.min.bytes": 1 << 20,
                 "fetch.wait.max.ms": 250,
                 "fetch.max.bytes": 8 << 20,
                 "queued.max.messages.kbytes": _QUEUE_KIB,
@@ -170,15 +175,19 @@ class JournalReader:
             return
         if offset > track.next_offset:
             self._miss(track, offset)
-        try:
-            headers = dict(message.headers() or ())
-            term, seq = int(headers[HEADER_TERM]), int(headers[HEADER_SEQ])
-        except (KeyError, ValueError, TypeError):
-            key = None
+        headers = message.headers()
+        if headers != self._headers:  # those of one batch are alike, and read once
+            try:
+                by_name = dict(headers or ())
+                self._term_and_seq = int(by_name[HEADER_TERM]), int(by_name[HEADER_SEQ])
+                self._headers = headers
+            except (KeyError, ValueError, TypeError):
+                key = None
         if key is None:
             raise JournalTrouble(
                 f"{JOURNAL} partition {partition} offset {offset} is no journal record: something else writes there"
             )
+        term, seq = self._term_and_seq
         verdict = track.fence.judge(term, seq, key)
         track.next_offset = offset + 1
         track.at = message.timestamp()[1]
