@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,13 @@ os._exit(code[0] if code else {bug})
 def quick_commands(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
     """A folder for PATH. `environment` is what the commands' modules see when they are imported."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "s"
+    # A socket's path may have a hundred bytes, which a test's folder may have already.
+    with tempfile.TemporaryDirectory() as short, _serving(folder, Path(short, "s"), environment):
+        yield folder
+
+
+@contextlib.contextmanager
+def _serving(folder: Path, path: Path, environment: Mapping[str, str]) -> Iterator[None]:
     (folder / "tallygate").write_text(_CALLER.format(python=sys.executable, path=str(path), bug=_BUG))
     (folder / "tallygate").chmod(0o755)
     with (folder / "log").open("wb") as log:
@@ -64,7 +71,7 @@ def quick_commands(folder: Path, environment: Mapping[str, str]) -> Iterator[Pat
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < until, "it did not start"
             time.sleep(0.02)
-        yield folder
+        yield
     finally:
         process.terminate()
         process.wait(10)
