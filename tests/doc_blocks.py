@@ -31,6 +31,7 @@ import yaml
 
 from tallygate.connectors.gateway.figures import Figures
 from tallygate.connectors.kafka_security import wrong_options
+from tallygate.connectors.litellm_settings import read_settings
 from tallygate.topologies.cli import app
 from tallygate.topologies.metrics import Metrics
 from tallygate.topologies.sink_metrics import SinkMetrics
@@ -43,6 +44,7 @@ _RUN = ("bash", "python", "sql")
 _SHOWN = ("text", "json")
 _FLAGS = ("exit", "eventually", "title", "diagram", "elsewhere")
 _ANY = "…"
+_CALLERS = ("team_id", "user_id")  # what LiteLLM's proxy knows of them
 #: What a wrong option raises; typer brings a click of its own.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -174,8 +176,10 @@ def check_elsewhere(block: Block) -> None:
                 assert all(rule["expr"] for group in documents[0]["groups"] for rule in group["rules"]), "no rules"
                 unknown = set(re.findall(r"tallygate_\w+", block.text)) - _metric_names()
                 assert not unknown, f"no such metrics: {unknown}"
+            elif "LiteLLM" in block.flags["elsewhere"]:
+                read_settings(documents[0]["callback_settings"]["tallygate"], ("metadata", "team_metadata", *_CALLERS))
             else:
-                raise AssertionError("whose file is it? Kubernetes' or Prometheus'?")
+                raise AssertionError("whose file is it? Kubernetes', Prometheus' or LiteLLM's?")
         elif block.language == "ini":
             parser = configparser.ConfigParser(strict=False, interpolation=None)
             parser.optionxform = str  # type: ignore[assignment, method-assign]
