@@ -139,7 +139,7 @@ def _routes() -> Iterator[str]:
 
 def _route(method: str, path: str, operation: Any) -> Iterator[str]:
     yield f"### {method} {path}\n"
-    yield f"{operation['summary']} {operation.get('description', '')}\n"
+    yield f"{operation['summary'].rstrip('.')}. {operation.get('description', '')}\n"
     if parameters := operation.get("parameters"):
         rows = (
             (f"`{each['name']}`", each["in"], "yes" if each["required"] else "", each.get("description", ""))
