@@ -139,7 +139,7 @@ def _routes() -> Iterator[str]:
 
 def _route(method: str, path: str, operation: Any) -> Iterator[str]:
     yield f"### {method} {path}\n"
-    yield f"{operation['summary']} {operation.get('description', '')}\n"
+    yield f"{operation['summary'].rstrip('.')}. {operation.get('description', '')}\n"
     if parameters := operation.get("parameters"):
         rows = (
             (f"`{each['name']}`", each["in"], "yes" if each["required"] else "", each.get("description", ""))
@@ -191,10 +191,11 @@ def _topics() -> Iterator[str]:
         rows = ((f"`{key}`", ", ".join(v) if isinstance(v, list) else v) for key, v in sorted(config.items()))
         yield from _table(("declared with", ""), rows)
         for message in channel["messages"].values():
-            yield from _message(message)
+            yield from _message(message, told["components"]["schemas"])
+    yield from _parts(told)
 
 
-def _message(message: Any) -> Iterator[str]:
+def _message(message: Any, components: Any) -> Iterator[str]:
     yield f"### {message['name']}\n"
     yield f"{_prose(message['summary'])} Content type `{message['contentType']}`.\n"
     key = message.get("bindings", {}).get("kafka", {}).get("key")
@@ -206,9 +207,30 @@ def _message(message: Any) -> Iterator[str]:
         rows.append((f"header `{name}`", "yes" if name in headers["required"] else "", pattern, values))
     if rows:
         yield from _table(("", "needed", "pattern", ""), rows)
+    payload = message["payload"]["schema"]
+    if "$ref" in payload:
+        yield from _fields("field", components[payload["$ref"].split("/")[3]]["schema"])
     if examples := message.get("examples"):
         yield '??? example "The value"\n'
         yield from _indented("json", _json(examples[0]["payload"]))
+
+
+def _parts(told: Any) -> Iterator[str]:
+    """What the messages are made of."""
+    messages = [each for channel in told["channels"].values() for each in channel["messages"].values()]
+    whole = {each["payload"]["schema"].get("$ref", "////").split("/")[3] for each in messages}
+    yield "## Parts\n"
+    yield "What is in the fields above.\n"
+    for name, component in told["components"]["schemas"].items():
+        if name not in whole:
+            schema = component["schema"]
+            yield f"### {name}\n\n{_prose(' '.join(schema.get('description', '').split()))}\n"
+            if "enum" in schema:
+                yield ", ".join(f"`{each}`" for each in schema["enum"]) + "\n"
+            if schema.get("type") == "array":
+                count = len(schema.get("prefixItems", ()))
+                yield f"As an array of {count}, in the order of `{name}` in `schemas/tallygate/schemas`.\n"
+            yield from _fields("field", schema)
 
 
 # ---- tools ----
@@ -234,7 +256,7 @@ def _fields(what: str, schema: Any) -> Iterator[str]:
         for name, each in schema.get("properties", {}).items()
     ]
     if rows:
-        third = "needed" if what == "argument" else "always"
+        third = "always" if what == "result" else "needed"
         yield from _table((what, "type", third, ""), rows)
 
 
@@ -242,7 +264,14 @@ def _kind(schema: Any) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_kind(each) for each in schema["anyOf"]))
     if "$ref" in schema:
-        return str(schema["$ref"].rpartition("/")[2])
+        name = schema["$ref"].removesuffix("/schema").rpartition("/")[2]
+        return f"[{name}](#{name.lower()})" if schema["$ref"].startswith("#/components/") else str(name)
+    if "const" in schema or len(schema.get("enum", ())) == 1:
+        return f"`{schema.get('const', schema.get('enum', [''])[0])}`"
+    if "enum" in schema:
+        return ", ".join(f"`{each}`" for each in schema["enum"])
+    if isinstance(schema.get("type"), list):
+        return " or ".join(schema["type"])
     if schema.get("type") == "array":
         return f"list of {_kind(schema.get('items', {}))}"
     return str(schema.get("type", "any"))

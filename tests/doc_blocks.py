@@ -26,11 +26,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import typer
 import yaml
 
 from tallygate.connectors.gateway.figures import Figures
 from tallygate.connectors.kafka_security import wrong_options
+from tallygate.connectors.litellm_settings import GateSettings
 from tallygate.topologies.cli import app
 from tallygate.topologies.metrics import Metrics
 from tallygate.topologies.sink_metrics import SinkMetrics
@@ -64,19 +66,29 @@ class Block(NamedTuple):
         return f"{self.page}:{self.line}"
 
 
+class Fence(NamedTuple):
+    line: int
+    info: str
+    text: str
+
+
+def fences_of(markdown: str) -> Iterator[Fence]:
+    for fence in _FENCE.finditer(markdown):
+        text = re.sub(rf"^{fence['indent']}", "", fence["text"], flags=re.M) if fence["indent"] else fence["text"]
+        yield Fence(markdown.count("\n", 0, fence.start()) + 1, fence["info"].strip(), text)
+
+
 def blocks_of(page: str, markdown: str) -> list[Block]:
     """The blocks of a page in their order. Raises DocError for one that nothing would be done with."""
     found: list[Block] = []
-    for fence in _FENCE.finditer(markdown):
-        line = markdown.count("\n", 0, fence.start()) + 1
-        language, _, rest = fence["info"].strip().partition(" ")
+    for line, info, text in fences_of(markdown):
+        language, _, rest = info.partition(" ")
         flags = {word["name"]: word["quoted"] or word["plain"] or "" for word in _WORD.finditer(rest)}
         if unknown := set(flags) - set(_FLAGS):
             raise DocError(f"{page}:{line}: no such word in a fence: {', '.join(sorted(unknown))}")
-        text = re.sub(rf"^{fence['indent']}", "", fence["text"], flags=re.M) if fence["indent"] else fence["text"]
         role = _role(language, flags, found[-1] if found else None)
         if role is None:
-            raise DocError(f"{page}:{line}: nothing is done with this block ({fence['info'].strip() or 'no language'})")
+            raise DocError(f"{page}:{line}: nothing is done with this block ({info or 'no language'})")
         found.append(Block(page, line, language, flags, text, role))
     _check_files(found)
     return found
@@ -174,8 +186,10 @@ def check_elsewhere(block: Block) -> None:
                 assert all(rule["expr"] for group in documents[0]["groups"] for rule in group["rules"]), "no rules"
                 unknown = set(re.findall(r"tallygate_\w+", block.text)) - _metric_names()
                 assert not unknown, f"no such metrics: {unknown}"
+            elif "LiteLLM" in block.flags["elsewhere"]:
+                msgspec.convert(documents[0]["callback_settings"]["tallygate"], GateSettings)
             else:
-                raise AssertionError("whose file is it? Kubernetes' or Prometheus'?")
+                raise AssertionError("whose file is it? Kubernetes', Prometheus', LiteLLM's?")
         elif block.language == "ini":
             parser = configparser.ConfigParser(strict=False, interpolation=None)
             parser.optionxform = str  # type: ignore[assignment, method-assign]

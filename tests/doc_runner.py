@@ -27,8 +27,26 @@ _EVENTUALLY_SECONDS = 30.0
 _BLOCK_SECONDS = 60.0
 
 
+def page_environment(stack: Stack, brokers: str, folder: Path, **more: str) -> dict[str, str]:
+    """What blocks find: `tallygate` on the path, the stack's Kafka and data folder, a key for everything."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("TALLYGATE_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TALLYGATE_KAFKA_BROKERS": brokers,
+        "TALLYGATE_DATA_DIR": str(folder),
+        "TALLYGATE_GROUP": f"workers of {folder / 'worker'}",
+        "KEY": stack.gateway.admin,
+        "COLUMNS": "120",
+        "NO_COLOR": "1",
+        **more,
+    }
+
+
 class Place(NamedTuple):
-    """Where pages are read. `folder`: the stack's; each page has a folder of its own in it."""
+    """Where pages are read. `folder`: the stack's; each page has a folder of its own in it.
+
+    `environment` is that of the blocks; `page_environment` makes one for a stack.
+    """
 
     stack: Stack
     brokers: str
@@ -65,16 +83,7 @@ class Reading:
             "127.0.0.1:8086": host,
             "localhost:8086": host,
         }
-        self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("TALLYGATE_")},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "TALLYGATE_KAFKA_BROKERS": place.brokers,
-            "TALLYGATE_DATA_DIR": str(place.folder),
-            "KEY": place.stack.gateway.admin,
-            "COLUMNS": "120",
-            "NO_COLOR": "1",
-            **place.environment,
-        }
+        self._environment = dict(place.environment)
         self._names: dict[str, Any] = {"__name__": "__main__"}
         self._loop = asyncio.Runner()
         self._before: dict[str, str] = {}

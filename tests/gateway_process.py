@@ -5,16 +5,13 @@
 
 import http.client
 import json
-import re
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from logged_process import LoggedProcess
 from tallygate.connectors.kafka_admin import declare_topics
 from tallygate.schemas.keys import SCOPES, Scope
 from tallygate.schemas.topics import topic_specs
@@ -48,7 +45,7 @@ def declare_gateway(brokers: str, partitions: int = 4) -> None:
     await_leaders(brokers)
 
 
-class GatewayProcess:
+class GatewayProcess(LoggedProcess):
     """`with GatewayProcess(brokers, data_dir) as gateway:` runs one that is ready, on free ports.
 
     Its topics are declared first. `data_dir` is where a sink of the same test has its files. `key(...)` makes an API
@@ -57,15 +54,14 @@ class GatewayProcess:
 
     def __init__(self, brokers: str, data_dir: Path, *, wait: bool = True, **settings: Any) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._number = len(list(data_dir.glob("gateway-*.json")))
-        self._file = data_dir / f"gateway-{self._number}.json"
+        number = len(list(data_dir.glob("gateway-*.json")))
+        super().__init__(data_dir / f"gateway-{number}.log")
+        self._file = data_dir / f"gateway-{number}.json"
         own = {"gateway_address": "127.0.0.1:0", "gateway_metrics_address": "127.0.0.1:0"}
         given = {"kafka_brokers": brokers, "data_dir": str(data_dir), **own, **settings}
         self._file.write_text(json.dumps(given))
         self.settings: Settings = load_settings(**given)
-        self.log_path = data_dir / f"gateway-{self._number}.log"
         self._wait = wait
-        self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.admin = ""
 
@@ -73,44 +69,11 @@ class GatewayProcess:
         if self._wait:
             declare_gateway(self.settings.kafka_brokers)
             self.admin = create_key(self.settings, SCOPES, name="admin").text
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(self._file)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+        self.run(__file__, str(self._file))
         self.url = self.wait_for(r"listens on (\S+)")[1]
         if self._wait:
             self.wait_for(r"gateway is ready")
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(10)
-        if kind is not None:
-            print(f"--- {self.log_path.name} ---\n{self.log()}")
-
-    @property
-    def process(self) -> "subprocess.Popen[bytes]":
-        assert self._process is not None, "not started"
-        return self._process
-
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    def wait_for(self, pattern: str, seconds: float = 30.0) -> re.Match[str]:
-        """Until a line of the log matches."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if found := re.search(pattern, self.log()):
-                return found
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log()}"
-            time.sleep(0.02)
-        raise AssertionError(f"no {pattern!r} within {seconds} s: {self.log()}")
-
-    def stop(self, seconds: float = 20.0) -> int:
-        """Asks it to end; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
 
     def key(self, *scopes: Scope, **more: Any) -> str:
         """An API key that the gateway knows."""

@@ -163,6 +163,9 @@ def test_a_poison_record_is_listed_shown_and_after_its_cause_is_gone_counted_onc
         assert cli("dead-letters", "replay", places["poison"], "--again").out.startswith(f"{places['poison']} -> ")
         assert cli("dead-letters", "replay", "--reason", "wrong_partition").code == 2  # nobody is there to be asked
         moved = cli("dead-letters", "replay", "--reason", "wrong_partition", "--yes")
+        audited = cli("audit", "--action", "dead-letters.replay", "--json").out.splitlines()
+        assert [json.loads(line)["outcome"] for line in audited] == ["asked", "done"] * 4
+        assert json.loads(audited[2])["details"] == {"letters": 1, "first": [places["poison"]]}
         arrived = f"{topics.USAGE}/{home}/{_end(brokers, home) - 1}"
         assert moved.out == f"{places['lost']} -> {arrived}\n1 record sent again\n"
         all_decided(brokers, asker)

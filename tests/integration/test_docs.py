@@ -1,5 +1,6 @@
 """Every block of the documentation does what its page says, against one broker, worker, sink and gateway."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import yaml
 
 import tallygate.topologies
 from doc_blocks import blocks_of, pages_in
-from doc_runner import Place, Reading
+from doc_runner import Place, Reading, page_environment
 from fake_provider import fake_provider
 from gateway_stack import gateway_stack
 from kafka_fixture import Broker
+from quick_commands import quick_commands
 
 PAGES = pages_in(Path(__file__).parents[2] / "docs" / "pages")
 #: What `tallygate up` puts in force where there is no catalog.
@@ -27,13 +29,17 @@ def place(module_kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Ite
         fake_provider() as provider,
         gateway_stack(module_kafka.bootstrap, folder, sink=True, catalog=catalog) as stack,
     ):
-        environment = {
-            "TALLYGATE_PARTITIONS": "4",  # as the topics here are declared
-            "TALLYGATE_GROUP": f"workers of {folder / 'worker'}",
-            "OPENAI_BASE_URL": f"{provider.url}/v1",
-            "OPENAI_API_KEY": "none",
-        }
-        yield Place(stack, module_kafka.bootstrap, folder, environment)
+        environment = page_environment(
+            stack,
+            module_kafka.bootstrap,
+            folder,
+            TALLYGATE_PARTITIONS="4",  # as the topics here are declared
+            OPENAI_BASE_URL=f"{provider.url}/v1",
+            OPENAI_API_KEY="none",
+        )
+        with quick_commands(folder / "bin", environment) as commands:
+            environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+            yield Place(stack, module_kafka.bootstrap, folder, environment)
 
 
 @pytest.mark.parametrize("page", PAGES)

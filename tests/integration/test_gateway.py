@@ -1,5 +1,6 @@
 """The gateway as its callers see it, with a real broker, worker and sink behind it."""
 
+import contextlib
 import gzip
 import http.client
 import json
@@ -13,6 +14,7 @@ import zstandard
 from gateway_stack import CATALOG, Stack, gateway_stack, wait_until
 from kafka_fixture import Broker
 from tallygate.topologies.audit_log import audit_log
+from tallygate.topologies.keys_topic import revoke_key
 
 #: Days whose hours still take distinct values: they close after eight.
 DAY, NEXT_DAY = (f"{datetime.now(UTC) - timedelta(days=back):%Y-%m-%d}" for back in (3, 2))
@@ -237,20 +239,44 @@ def test_every_administrative_change_is_in_the_audit_log(stack: Stack) -> None:
 def test_decisions_and_balances_are_streamed(stack: Stack) -> None:
     grant(stack, "globex")
     key = stack.gateway.key("read", customers=("globex",))
-    connection = http.client.HTTPConnection(*stack.gateway.place, timeout=60)
-    connection.request("GET", "/v1/stream", headers={"authorization": f"Bearer {key}"})
-    answer = connection.getresponse()
-    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    assert next_event(answer)[0] == "balance"
-    for customer in ("acme", "globex"):
-        stack.gateway.call("POST", "/v1/reserve", {"customer": customer, "feature": "llm", "credits": "1"})
-    kind, data = next_event(answer)
-    assert (kind, data["customer"], data["op"]) == ("decision", "globex", "reserve")
-    kind, data = next_event(answer)
-    assert (kind, data["customer"]) == ("balance", "globex")
-    assert data["statement"]["pools"][0]["held"] == "1"
-    connection.close()
+    with stream(stack, key) as answer:
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert next_event(answer)[0] == "balance"
+        for customer in ("acme", "globex"):
+            stack.gateway.call("POST", "/v1/reserve", {"customer": customer, "feature": "llm", "credits": "1"})
+        kind, data = next_event(answer)
+        assert (kind, data["customer"], data["op"]) == ("decision", "globex", "reserve")
+        kind, data = next_event(answer)
+        assert (kind, data["customer"]) == ("balance", "globex")
+        assert data["statement"]["pools"][0]["held"] == "1"
     assert stack.gateway.call("GET", "/v1/stream?customer=acme", key=key).status == 403
+
+
+def test_who_connects_again_is_told_that_something_may_be_missing(stack: Stack) -> None:
+    grant(stack, "again")
+    with stream(stack, stack.gateway.key("read", customers=("again",)), **{"last-event-id": "0/17/0"}) as answer:
+        assert next_event(answer) == ("missed", {"last_event_id": "0/17/0"})
+        assert next_event(answer)[0] == "balance"
+
+
+def test_a_stream_ends_with_its_key(stack: Stack) -> None:
+    """Also where nothing happens, and without another word."""
+    grant(stack, "ended")
+    key = stack.gateway.key("read", customers=("ended",))
+    with stream(stack, key) as answer:
+        assert next_event(answer)[0] == "balance"
+        revoke_key(stack.gateway.settings, key[3:15])
+        assert answer.read() == b"\n"
+
+
+@contextlib.contextmanager
+def stream(stack: Stack, key: str, **headers: str) -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection(*stack.gateway.place, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/stream", headers={"authorization": f"Bearer {key}", **headers})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        yield answer
 
 
 def next_event(answer: http.client.HTTPResponse) -> tuple[str, Any]:

@@ -40,7 +40,10 @@ CATALOG: dict[str, Any] = {
     "default_plan": "pro",
 }
 CRAWLER = {"agent": "crawler", "model": "m"}
-TOOLS = {"check", "reserve", "settle", "release", "report_usage", "balance", "limits", "explain_denial"}
+TOOLS = {
+    *("check", "estimate", "reserve", "settle", "release", "extend"),
+    *("report_usage", "balance", "limits", "explain_denial"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,7 @@ async def test_an_agent_at_work(way: str, stack: Stack, tmp_path: Path) -> None:
     name = customer(stack)
     async with agent(way, stack, name, tmp_path) as client:
         await the_tools_are_typed(client)
+        await it_estimates_and_extends(stack, client, name)
         await it_reserves_and_settles(stack, client, name)
         await it_reports(stack, client, name)
         await whatever_cannot_be_decided_is_an_error(client)
@@ -151,6 +155,22 @@ async def it_reserves_and_settles(stack: Stack, client: Client, name: str) -> No
     assert await use(client, "settle", hold="h1", quantities={"tokens": 60}) == settled
     second = await use(client, "reserve", feature="llm", quantities={"tokens": 10}, dimensions=CRAWLER)
     assert (await use(client, "release", hold=second["hold"]))["balance"] == "940"
+
+
+async def it_estimates_and_extends(stack: Stack, client: Client, name: str) -> None:
+    found = await use(client, "estimate", feature="llm", of="tokens", quantities={"tokens": 30}, dimensions=CRAWLER)
+    assert (found["allowed"], found["credits"], found["affordable"]) == (True, "30", {"tokens": "100"})
+    none = await use(client, "estimate", feature="llm", of="credits", quantities={"tokens": 130}, dimensions=CRAWLER)
+    assert (none["allowed"], none["limits"][0]["name"], none["affordable"]) == (False, "agents", {"credits": "0"})
+    assert "'pages'" in await error(client, "estimate", feature="llm", of="pages")
+
+    held = await use(client, "reserve", feature="llm", credits=1, ttl_seconds=60, id="long")
+    longer = await use(client, "extend", hold="long", ttl_seconds=3600)
+    assert (longer["hold"], longer["expires_at"] > held["expires_at"]) == ("long", True)
+    assert await use(client, "extend", hold="long", ttl_seconds=5) == longer
+    await use(client, "release", hold="long")
+    assert pool(stack, name)["held"] == "0"
+    assert "'long'" in await error(client, "extend", hold="long", ttl_seconds=60)
 
 
 async def it_reports(stack: Stack, client: Client, name: str) -> None:

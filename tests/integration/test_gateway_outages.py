@@ -1,5 +1,6 @@
 """The gateway without a worker, and without a broker: nothing is promised that is not so, and it goes on afterwards."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from asker import records
 from gateway_process import GatewayProcess, declare_gateway
 from gateway_stack import CATALOG, wait_until
 from kafka_fixture import needs_java
+from tallygate.connectors.gateway.otlp import _parsed
 from tallygate.connectors.kafka_local import LocalKafka
 from tallygate.schemas.keys import SCOPES
 from tallygate.schemas.topics import USAGE
@@ -22,6 +24,21 @@ pytestmark = [pytest.mark.timeout(240), needs_java]
 def event(customer: str, id: str, tokens: int) -> dict[str, Any]:
     data = {"tokens": tokens}
     return {"specversion": "1.0", "id": id, "source": "/t", "type": "llm.call", "subject": customer, "data": data}
+
+
+def spans() -> dict[str, bytes]:
+    """A span with usage, as OTLP writes it in each of its two ways."""
+    span = {
+        "traceId": "5b8efff798038103d269b633813fc60c",
+        "spanId": "eee19b7ec3c1b174",
+        "attributes": [{"key": "gen_ai.usage.input_tokens", "value": {"intValue": "8"}}],
+    }
+    whose = {"attributes": [{"key": "tallygate.customer", "value": {"stringValue": "acme"}}]}
+    text = json.dumps({"resourceSpans": [{"resource": whose, "scopeSpans": [{"spans": [span]}]}]}).encode()
+    return {"application/json": text, "application/x-protobuf": _parsed(text, "application/json").SerializeToString()}
+
+
+ERRORS = {"application/json": "application/problem+json", "application/x-protobuf": "application/x-protobuf"}
 
 
 def test_without_a_worker_the_feature_decides(fresh_kafka: LocalKafka, tmp_path: Path) -> None:
@@ -81,12 +98,20 @@ def test_a_broker_that_is_away_is_waited_for(fresh_kafka: LocalKafka, tmp_path: 
         fresh_kafka.kill()
         lost = gateway.call("POST", "/v1/usage", event("acme", "3", 1))
         assert (lost.status, lost.json["type"]) == (503, "urn:tallygate:problem:not-recorded")
+        for kind, body in spans().items():  # exporters and collectors keep them, and send them again
+            lost = gateway.call("POST", "/v1/traces", body, headers={"content-type": kind})
+            assert (lost.status, lost.headers["retry-after"], lost.headers["content-type"]) == (503, "1", ERRORS[kind])
+            assert b"Kafka has not confirmed it" in lost.body
         denied = gateway.call("POST", "/v1/customers/acme/grants", {"amount": "1"})
         assert denied.status == 503  # it is not asked for, since nobody can say that it was
         fresh_kafka.start()
         wait_until(lambda: gateway.call("POST", "/v1/usage", event("acme", "3", 1)).status == 202)
+        for kind, body in spans().items():
+            assert gateway.call("POST", "/v1/traces", body, headers={"content-type": kind}).status == 200
         kept = [record.value or b"" for record in records(fresh_kafka.bootstrap, USAGE)]
-        assert {b'"id": "2"' in value or b'"id": "3"' in value for value in kept} == {True}
+        assert {b'"id": "2"' in value or b'"id": "3"' in value or b'"id":"5b8efff7' in value for value in kept} == {
+            True
+        }
         assert any(b'"id": "3"' in value for value in kept)
         assert gateway.stop() == 0
     assert "Traceback" not in gateway.log()

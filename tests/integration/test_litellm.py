@@ -119,14 +119,14 @@ def test_allowed_allowed_then_denied(proxy: Proxy, stack: Stack) -> None:
 
 
 def test_calls_at_once_do_not_pass_the_limit(proxy: Proxy, stack: Stack, provider: Provider) -> None:
-    given(stack, "crowd", "0.2")  # 5 calls at 0.04; 4 at once, for 0.045 are held for each
+    given(stack, "crowd", "0.2")  # 4 calls: for each 0.045 are held, and 0.04 taken
     before = len(provider.asked)
     with ThreadPoolExecutor(30) as pool:
         replies = list(pool.map(lambda _: chat(proxy, "crowd", "gpt-4o", max_tokens=20), range(30)))
     allowed = [reply.status for reply in replies].count(200)
     assert {reply.status for reply in replies} == {200, 402}
     assert spent(stack, "crowd", "0.2") == (allowed * OPENAI, 0)
-    assert 4 <= allowed <= 5
+    assert allowed == 4
     assert len(provider.asked) - before == allowed
 
 
@@ -140,26 +140,34 @@ def test_a_model_without_a_price_is_refused(proxy: Proxy, stack: Stack, customer
 
 def test_a_second_cap_ends_with_its_own_period(proxy: Proxy, stack: Stack, customer: str) -> None:
     """An hour that ends in a few seconds, within a month that does not."""
-    ends = datetime.now(UTC) + timedelta(seconds=5)
-    for name, limit, period in (("hourly", "0.08", "hour"), ("monthly", "0.12", "month")):
-        budget = {"name": name, "limit": limit, "period": period, "anchor": ends.isoformat()}
-        assert stack.gateway.call("POST", f"/v1/customers/{customer}/budgets", budget).status == 200
-    assert chat(proxy, customer).status == 200
-    denied = chat(proxy, customer)
+    seconds = 4
+    while True:  # until the first hour is seen, longer ones where the machine is busy
+        one = given(stack, f"{customer}-{seconds}", GIVEN)
+        ends = datetime.now(UTC) + timedelta(seconds=seconds)
+        monthly = {"name": "monthly", "limit": "0.115", "period": "month"}
+        for budget in (monthly, {"name": "hourly", "limit": "0.08", "period": "hour", "anchor": ends.isoformat()}):
+            assert stack.gateway.call("POST", f"/v1/customers/{one}/budgets", budget).status == 200
+        assert chat(proxy, one).status == 200
+        denied = chat(proxy, one)
+        if denied.status != 200:
+            break
+        seconds *= 3
+        assert seconds < 120
     assert denied.status == 402
     assert "budget 'hourly' has 0.0575 of 0.08 credits left, 0.075 asked" in error(denied)["message"]
-    assert datetime.now(UTC) < ends, "too slow to see the first hour"
-    wait_until(lambda: chat(proxy, customer).status == 200)
+    wait_until(lambda: chat(proxy, one).status == 200)
     assert datetime.now(UTC) >= ends
-    assert "budget 'hourly'" in error(chat(proxy, customer))["message"]
+    both = error(chat(proxy, one))["message"]  # two calls in the month, one in the new hour
+    assert "budget 'hourly' has 0.0575 of 0.08 credits left" in both
+    assert "budget 'monthly' has 0.07 of 0.115 credits left" in both
 
 
 def test_a_rate_limit_is_429_and_says_when(proxy: Proxy, stack: Stack, customer: str) -> None:
     limit = {"name": "calls", "limit": 1, "per_seconds": 3}
     assert stack.gateway.call("POST", f"/v1/customers/{customer}/rate-limits", limit).status == 200
-    assert chat(proxy, customer).status == 200
-    denied = chat(proxy, customer)
+    denied = next(reply for _ in range(20) if (reply := chat(proxy, customer)).status != 200)
     assert (denied.status, error(denied)["type"]) == (429, "rate_limited")
+    assert "of 1 requests left, 1 asked" in error(denied)["message"]
     assert 1 <= int(denied.headers["retry-after"]) <= 3
     time.sleep(int(denied.headers["retry-after"]))
     wait_until(lambda: chat(proxy, customer).status == 200)
@@ -257,7 +265,6 @@ def test_over_kafka_with_a_worker_that_goes_away(
     proxy: Proxy, stack: Stack, provider: Provider, module_kafka: Broker, customer: str, tmp_path: Path
 ) -> None:
     """One proxy fails closed, the other open: then the work is counted once the worker is back."""
-    declare_topics({"bootstrap.servers": module_kafka.bootstrap}, topic_specs(4, ("cli", "gateway", "litellm")))
     given(stack, "short", "0.06")  # 100 tokens of input, and 35 of output
     settings = {
         "url": "",
@@ -268,6 +275,9 @@ def test_over_kafka_with_a_worker_that_goes_away(
         "at_least": 10,
     }
     with litellm_proxy(tmp_path, settings, models(provider), TALLYGATE_URL="", TALLYGATE_KEY="") as over_kafka:
+        assert chat(over_kafka, customer, "gpt-4o").status == 200  # without a reply topic nobody can be asked
+        wait_until(lambda: spent(stack, customer) == (OPENAI, 0))
+        declare_topics({"bootstrap.servers": module_kafka.bootstrap}, topic_specs(4, ("cli", "gateway", "litellm")))
         assert chat(over_kafka, "short", "gpt-4o").status == 200
         assert provider.asked[-1]["max_tokens"] == 35
         assert chat(over_kafka, "short", "gpt-4o").status == 402
@@ -280,5 +290,4 @@ def test_over_kafka_with_a_worker_that_goes_away(
         for stream in (False, True):
             assert chat(over_kafka, customer, "gpt-4o", stream=stream).status == 200
         stack.worker.__enter__()
-        wait_until(lambda: spent(stack, customer) >= (2 * OPENAI, 0))
-        wait_until(lambda: spent(stack, customer) == (2 * OPENAI, 0))  # what was refused or went ahead is not held
+        wait_until(lambda: spent(stack, customer) == (3 * OPENAI, 0))  # what was refused or went ahead is not held

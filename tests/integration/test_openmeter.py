@@ -257,7 +257,13 @@ def test_credits_are_granted_used_up_reset_and_told(client: Any) -> None:
     assert paid == {first.id: 10, second.id: 5.5}
     assert found.burndown_history[-1].balance_at_end == 0
 
-    client.customer_entitlement_v2.reset_customer_entitlement("burns", "llm", ResetEntitlementUsageInput())
+    reset = client.customer_entitlement_v2.reset_customer_entitlement
+    with pytest.raises(HttpResponseError) as caught:
+        reset("burns", "llm", ResetEntitlementUsageInput({"retainAnchor": False}))
+    assert refused(caught)[0] == 501
+    assert "retainAnchor" in refused(caught)[1]
+    assert value("burns", "llm").usage == 16
+    reset("burns", "llm", ResetEntitlementUsageInput({"retainAnchor": True}))
     anew = value("burns", "llm")
     assert (anew.usage, anew.overage, anew.has_access) == (0, 0, False)
     assert EntitlementMeteredV2(client.customer_entitlements_v2.get("burns", "llm")).last_reset >= now

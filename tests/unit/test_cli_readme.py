@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from doc_blocks import check_command, commands_of, fences_of
 from tallygate.connectors.litellm_settings import read_settings
 from tallygate.schemas.catalog_file import read_catalog
 from tallygate.schemas.topics import topic_specs
@@ -54,3 +55,10 @@ def test_what_is_to_be_put_into_files_is_accepted() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^):#]+)\)", README):
         assert (Path(__file__).parents[2] / target).exists(), target
+
+
+def test_every_command_is_one_with_such_options() -> None:
+    commands = [words for fence in fences_of(README) for words in commands_of(fence.text)]
+    assert len(commands) >= 30
+    for words in commands:
+        check_command(words)

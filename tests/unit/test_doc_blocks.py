@@ -106,6 +106,8 @@ def test_json_beside_what_was_printed(wanted: object, printed: object, says: str
         ("yaml", "a: 1", "", "whose file"),
         ("yaml", "groups: [{rules: [{expr: tallygate_owned_partitions}]}]", "Prometheus", ""),
         ("yaml", "groups: [{rules: [{expr: tallygate_owned}]}]", "Prometheus", "no such metrics"),
+        ("yaml", "callback_settings: {tallygate: {customer: user_id, url: x}}", "LiteLLM", ""),
+        ("yaml", "callback_settings: {tallygate: {custommer: user_id}}", "LiteLLM", "custommer"),
         ("json", "{", "", "Expecting"),
         ("json", '{"sasl.pasword": "x"}', "librdkafka's options", "not carried"),
         ("rust", "fn main", "", "nobody reads rust"),

@@ -1,6 +1,8 @@
 """What of LiteLLM's proxy can be said without it: its configuration, who calls, what streams and usage say."""
 
 import importlib
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from tallygate.connectors.client import Tallygate, TallygateHTTP
 from tallygate.connectors.litellm_calls import Pieces, estimate, took
-from tallygate.connectors.litellm_settings import customer_of, dimensions_of, read_settings
+from tallygate.connectors.litellm_settings import GateSettings, customer_of, dimensions_of, read_settings
 from tallygate.connectors.llm_streams import Seen
 from tallygate.connectors.llm_usage import CHAT, COMPLETIONS, EMBEDDINGS, METERS
 
@@ -43,6 +45,12 @@ def test_a_wrong_configuration_is_one_clear_line(given: Any, trouble: str) -> No
     pattern = trouble.replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(ValueError, match=f"^callback_settings.tallygate of LiteLLM's config.yaml.*{pattern}"):
         read_settings(given, FIELDS)
+
+
+def test_every_setting_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs/pages/interfaces/litellm.md").read_text()
+    named = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert {field.name for field in msgspec.structs.fields(GateSettings)} <= named
 
 
 def test_the_first_field_that_says_something_names_the_customer() -> None:

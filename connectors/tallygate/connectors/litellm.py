@@ -187,7 +187,8 @@ class Gate(CustomLogger):  # type: ignore[misc] # it is Any where litellm is not
 
     def _found(self, data: dict[str, Any]) -> _Held | None:
         _, metadata = get_or_create_metadata_bucket(data)
-        return self._held.get(metadata.get(HOLD, ""))
+        id = metadata.get(HOLD)  # the caller may have written something there, too
+        return self._held.get(id) if isinstance(id, str) else None
 
     async def _release(self, data: dict[str, Any]) -> None:
         held = self._found(data)

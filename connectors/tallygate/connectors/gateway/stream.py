@@ -23,6 +23,12 @@ EVENT_STREAM: Final = "text/event-stream"
 #: Balances follow decisions, at most this often for each customer; and a sign of life comes at least this often.
 BALANCE_SECONDS: Final = 1.0
 QUIET_SECONDS: Final = 15.0
+#: How long a stream may go on after its key has ended, where nothing else happens.
+KEY_SECONDS: Final = 1.0
+
+#: What browsers send when they connect again. An id says where a decision lies in the journal, not on the topic.
+LAST_EVENT_ID: Final = "last-event-id"
+_ID_SHOWN: Final = 100
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,6 +37,12 @@ class StreamedBalance(msgspec.Struct, frozen=True):
     customer: str
     at: str
     statement: Statement
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """Decisions after `last_event_id` may have been missed: they are not sent again, but stand in the ledger."""
+
+    last_event_id: str
 
 
 async def _stream(call: Call) -> Response:
@@ -56,13 +68,17 @@ async def _events(call: Call, listener: Listener) -> AsyncIterator[bytes]:
     gateway.streams += 1
     gateway.figures.streams.inc()
     try:
+        if (last := call.request.headers.get(LAST_EVENT_ID)) is not None:
+            yield _event("missed", _encode(Missed(last[:_ID_SHOWN])))
         due: dict[str, float] = {}
         for customer in sorted(listener.customers or ()):
             yield await _balance(call, customer)
         quiet_until = time.monotonic() + QUIET_SECONDS
-        while not listener.over and gateway.keys.holds(call.key.id, now_ms()):
+        while True:
             now = time.monotonic()
-            found = await listener.next(max(0.0, min([quiet_until, *due.values()]) - now))
+            found = await listener.next(max(0.0, min([quiet_until, now + KEY_SECONDS, *due.values()]) - now))
+            if listener.over or not gateway.keys.holds(call.key.id, now_ms()):
+                return
             if found is not None:
                 record_id, record = found
                 yield _event("decision", record.value or b"", record_id)
@@ -107,7 +123,9 @@ OPERATIONS: Final = (
         text=(
             "Server-sent events: `decision` as published on `tallygate.decisions.v1`, at least once, with an id that "
             "stays; `balance` of each customer named, at the beginning and within a second after its decisions. What "
-            "happens while nobody listens is not sent again: read balances, or the ledger."
+            "happens while nobody listens is not sent again: who connects again with `Last-Event-ID` hears that first, "
+            "as the event `missed`, and then the balances as they are; the ledger has the rest. "
+            "A stream ends with its key."
         ),
         group="Customers",
         scope="read",

@@ -57,6 +57,26 @@ class Ended(_Result):
     late: Annotated[bool, Field(description="The hold had ended before; what was used is recorded all the same.")]
 
 
+class Extended(_Result):
+    """How long a hold lives now."""
+
+    hold: str
+    expires_at: str
+
+
+class Estimated(_Result):
+    """What it would cost, and how much could be had. Nothing is set aside."""
+
+    allowed: Annotated[bool, Field(description="Would this itself be allowed now?")]
+    reason: str
+    message: Annotated[str, Field(description="The decision in words.")]
+    customer: str
+    credits: Annotated[str | None, Field(description="What this would cost.")] = None
+    balance: Annotated[str | None, Field(description="Credits left.")] = None
+    affordable: Annotated[dict[str, str], Field(description="How much of it every limit leaves room for now.")] = {}
+    limits: Annotated[list[Limit], Field(description="The limits that said no.")] = []
+
+
 class Reported(_Result):
     """The event is in Kafka. One with the same source and id counts once in 24 hours."""
 
@@ -150,6 +170,23 @@ def decision_of(answer: Answer, message: str) -> Decision:
 
 def ended_of(answer: Answer, hold: str) -> Ended:
     return Ended(hold=hold, credits=answer.credits, overage=answer.overage, balance=answer.balance, late=answer.late)
+
+
+def extended_of(hold: HoldView) -> Extended:
+    return Extended(hold=hold.id, expires_at=hold.expires_at)
+
+
+def estimated_of(answer: Answer, message: str) -> Estimated:
+    return Estimated(
+        allowed=answer.allowed,
+        reason=answer.reason.value,
+        message=message,
+        customer=answer.customer,
+        credits=answer.credits,
+        balance=answer.balance,
+        affordable=answer.affordable or {},
+        limits=limits_of(answer.limits),
+    )
 
 
 def hold_of(hold: HoldView) -> Hold:

@@ -26,12 +26,16 @@ from tallygate.connectors.mcp.results import (
     Balances,
     Decision,
     Ended,
+    Estimated,
     Explanation,
+    Extended,
     Limits,
     Pool,
     Reported,
     decision_of,
     ended_of,
+    estimated_of,
+    extended_of,
     hold_of,
     limits_of,
     looked_of,
@@ -40,7 +44,7 @@ from tallygate.connectors.mcp.words import in_words
 from tallygate.schemas.answers import Answer, Statement
 from tallygate.schemas.events import UsageEvent, decode_events, encode_event
 from tallygate.schemas.reasons import Refused
-from tallygate.schemas.requests import Balance, Check, Release, Reserve, Settle
+from tallygate.schemas.requests import Balance, Check, Estimate, Extend, Release, Reserve, Settle
 
 DeskOf = Callable[[Context], Desk]
 
@@ -83,6 +87,33 @@ class Tools:
         """Would this be allowed now? Sets nothing aside: reserve does."""
         answer = await self._check(ctx, feature, quantities, credits, dimensions, customer, explain=False)
         return decision_of(answer, in_words(answer))
+
+    async def estimate(
+        self,
+        ctx: Context,
+        feature: Feature,
+        of: Annotated[
+            str, Field(description="A meter, like output_tokens, or `credits`: how much of it is affordable?")
+        ],
+        quantities: Amounts = {},  # noqa: B006
+        credits: Credits = Decimal(0),
+        dimensions: Dimensions = {},  # noqa: B006
+        customer: Customer = "",
+    ) -> Estimated:
+        """What would this cost, and how much of `of` is affordable, the rest as it is? Sets nothing aside."""
+        with _told():
+            desk = self._desk_of(ctx)
+            request = Estimate(
+                id=uuid.uuid4().hex,
+                customer=desk.customer("decide", customer),
+                feature=feature,
+                of=of,
+                quantities=amounts(quantities),
+                credits=exact("credits", credits),
+                dimensions=in_order(dimensions),
+            )
+            answer = await desk.ask(request)
+        return estimated_of(answer, in_words(answer))
 
     async def reserve(
         self,
@@ -142,6 +173,22 @@ class Tools:
             name = desk.customer("decide", customer)
             answer = await desk.ask(Release(id=id_of("release", name, hold), customer=name, hold=hold))
             return ended_of(_allowed(answer), hold)
+
+    async def extend(
+        self,
+        ctx: Context,
+        hold: HoldId,
+        ttl_seconds: Annotated[int, Field(ge=1, description="How long from now.")],
+        customer: Customer = "",
+    ) -> Extended:
+        """Let a hold live longer, while the work takes longer. A hold that has ended is not revived: an error."""
+        with _told():
+            desk = self._desk_of(ctx)
+            name = desk.customer("decide", customer)
+            request = Extend(id=uuid.uuid4().hex, customer=name, hold=hold, ttl_seconds=ttl_seconds)
+            found = _allowed(await desk.ask(request)).hold
+        assert found is not None, "a hold that was extended is told"
+        return extended_of(found)
 
     async def report_usage(
         self,
@@ -287,9 +334,11 @@ class _Server(MCPServer[Any]):
         )
         for tool, annotations in (
             (tools.check, reads),
+            (tools.estimate, reads),
             (tools.reserve, writes),
             (tools.settle, ends),
             (tools.release, ends),
+            (tools.extend, ends),
             (tools.report_usage, writes),
             (tools.balance, reads),
             (tools.limits, reads),

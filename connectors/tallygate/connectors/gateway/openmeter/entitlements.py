@@ -222,6 +222,8 @@ async def _reset(call: Call) -> Response:
     right: Right = await right_of(call, customer, _named(call))
     if body.effective_at is not None:
         raise impossible("effectiveAt: a period is reset now: leave it out")
+    if body.retain_anchor is False:
+        raise impossible("retainAnchor: a reset now leaves the rhythm of the next ones as it is: send true, or nothing")
     if not right.on_credits:
         raise impossible(
             f"an entitlement that is {right.shown.kind} is not reset: an allowance's periods end by themselves"
