@@ -118,7 +118,7 @@ class RocksTable:
 
     def scan(self, begin: bytes, end: bytes, most: int = 0, /) -> list[tuple[bytes, bytes]]:
         if self._waiting:
-            self._write(None)
+            self._write(None, [], self.position)
         options = ReadOptions()
         options.set_iterate_upper_bound(_ROW + end)
         try:
@@ -136,29 +136,33 @@ class RocksTable:
             raise self._broken(error) from error
 
     def apply(self, writes: list[Write], position: Position, forget: tuple[bytes, bytes] | None = None) -> None:
-        if forget is not None:
-            self._write(forget)
-        self._waiting.update(writes)
-        self.position = position
-        if forget is not None or len(self._waiting) >= WAITING_ROWS_MAX:
-            self._write(None)
+        if forget is None and len(writes) < WAITING_ROWS_MAX:
+            self._waiting.update(writes)
+            self.position = position
+            if len(self._waiting) < WAITING_ROWS_MAX:
+                return
+            writes = []
+        self._write(forget, writes, position)
 
-    def _write(self, forget: tuple[bytes, bytes] | None) -> None:
-        """Writes what waits, with the position that it goes up to; behind that, the range `forget` is deleted."""
+    def _write(self, forget: tuple[bytes, bytes] | None, writes: list[Write], position: Position) -> None:
+        """All of it or nothing: what waits, then the end of the range `forget`, then `writes`, then the position."""
         batch = WriteBatch(raw_mode=True)
-        for key, value in self._waiting.items():
-            if value is None:
-                batch.delete(_ROW + key)
-            else:
-                batch.put(_ROW + key, value)
-        if forget is not None:
-            batch.delete_range(_ROW + forget[0], _ROW + forget[1])
-        batch.put(_META, msgspec.json.encode(self.position))
+        for part in (self._waiting.items(), writes):
+            for key, value in part:
+                if value is None:
+                    batch.delete(_ROW + key)
+                else:
+                    batch.put(_ROW + key, value)
+            if forget is not None:
+                batch.delete_range(_ROW + forget[0], _ROW + forget[1])
+                forget = None
+        batch.put(_META, msgspec.json.encode(position))
         try:
             self._db.write(batch)
         except Exception as error:
             raise self._broken(error) from error
         self._waiting.clear()
+        self.position = position
 
     def wipe(self, why: str) -> None:
         logger.warning("%s: %s; building it anew from the journal", self.path, why)
@@ -171,7 +175,7 @@ class RocksTable:
     def close(self) -> None:
         try:
             if self._waiting:
-                self._write(None)
+                self._write(None, [], self.position)
             self._db.close()
         except Exception as error:  # noqa: BLE001  # of a background task; the journal has everything
             logger.warning("%s; it will be built anew from the journal", self._broken(error))

@@ -176,7 +176,7 @@ class Consumer(faust_consumer.Consumer):  # type: ignore[misc]
                 trouble=self.on_trouble,
                 loop=self.loop,
                 limits=transport.limits.get(topic),
-                client_config=transport.client_config,
+                client_config={**transport.lane_config.get(topic, {}), **transport.client_config},
             )
         self._membership = Membership(
             transport.brokers,
@@ -380,7 +380,7 @@ class Producer(faust_producer.Producer):  # type: ignore[misc]
 
 
 class Transport(base.Transport):  # type: ignore[misc]
-    """The `faust.transports` entry point. `limits` are by topic."""
+    """The `faust.transports` entry point. `limits` and `lane_config` are by topic."""
 
     Consumer = Consumer
     Producer = Producer
@@ -394,6 +394,7 @@ class Transport(base.Transport):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.client_config: dict[str, Any] = {}
         self.limits: dict[str, LaneLimits] = {}
+        self.lane_config: dict[str, Mapping[str, Any]] = {}
 
     @property
     def brokers(self) -> str:
