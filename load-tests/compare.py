@@ -1,8 +1,9 @@
 """Tallygate and its peers, one after the other in each round: `python load-tests/compare.py SUBJECT...`
 
-Subjects are usage, decisions-200, decisions-1000, decisions-closed, decisions-hot, and sink and growth, which
-have no peers; `all` is all of them. What a round found is written to FOLDER/SUBJECT.json when its rounds are done,
-and the page with its plots, FOLDER/README.md, at the end. A peer that cannot run here is told, and is left out.
+Subjects are usage, decisions-200, decisions-1000, decisions-closed, decisions-hot, and leases (whose peer runs in the
+same process), sink and growth, which have none; `all` is all of them. What a round found is written to
+FOLDER/SUBJECT.json when its rounds are done, and the page with its plots, FOLDER/README.md, at the end. A peer that
+cannot run here is told, and is left out.
 """
 
 import argparse
@@ -37,6 +38,8 @@ PEER_SECONDS_MAX = 240
 CUSTOMERS = 1_000
 #: Usage events a second that flow while decisions are measured a second time.
 USAGE_BESIDE = 50_000
+#: Enough that what a sink costs at its start does not count.
+SINK_EVENTS = 200_000
 #: Events of each usage peer: some seconds' worth.
 EVENTS = {"faust": 20_000, "streams": 200_000, "quix": 200_000, "bytewax": 400_000}
 
@@ -191,7 +194,8 @@ def subjects(seconds: float) -> dict[str, Contenders]:
         "decisions-1000": {**decisions(["--rate", "1000"], 1000, 0, 100), **busy(1000)},
         "decisions-closed": decisions(["--closed", "200"], 0, 200, 100),
         "decisions-hot": decisions(["--hot", "64"], 0, 64, 1),
-        "sink": {"tallygate": partial(tallygate, "sink")},
+        "leases": {"tallygate": partial(tallygate, "leases", "--seconds", s)},
+        "sink": {"tallygate": partial(tallygate, "sink", "--events", str(SINK_EVENTS))},
         "growth": {"tallygate": partial(tallygate, "growth")},
     }
 

@@ -35,6 +35,26 @@ LATENCIES = {
 OURS, OTHERS = "#1f6f8b", "#b8b8b8"
 LEVELS = (("p50_ms", "p50"), ("p99_ms", "p99"), ("p999_ms", "p99.9"))
 
+PROCESSES = ("worker", "broker", "sink", "generator")
+
+#: Words, subject, contender, figure, and what is asked of it.
+GOALS = (
+    ("single events: end to end, events/s", "usage", "tallygate", "sustained_per_second", 60_000),
+    ("single events: for each worker CPU-second", "usage", "tallygate", "worker_events_per_cpu_second", 100_000),
+    ("batches: end to end, events/s", "usage", "tallygate-batch", "sustained_per_second", 1_000_000),
+    ("batches: for each worker CPU-second", "usage", "tallygate-batch", "worker_events_per_cpu_second", 3_000_000),
+    ("batches: lag p99, ms", "usage", "tallygate-batch", "lag_ms_p99", 1_000),
+    ("200 calls/s beside usage: p50, ms", "decisions-200", "tallygate-busy", "p50_ms", 3),
+    ("200 calls/s beside usage: p99, ms", "decisions-200", "tallygate-busy", "p99_ms", 5),
+    ("1 000 calls/s beside usage: p99, ms", "decisions-1000", "tallygate-busy", "p99_ms", 10),
+    ("200 clients: answers/s", "decisions-closed", "tallygate", "answers_per_second", 5_000),
+    ("200 clients: p99, ms", "decisions-closed", "tallygate", "p99_ms", 100),
+    ("one hot customer: reserve and settle/s", "decisions-hot", "tallygate", "pairs_per_second", 2_000),
+    ("one hot customer: p99, ms", "decisions-hot", "tallygate", "p99_ms", 50),
+    ("leases: local decision p99, µs", "leases", "tallygate", "p99_us", 50),
+    ("sink: rows for each CPU-second", "sink", "tallygate", "rows_per_cpu_second", 1_000_000),
+)
+
 Subject = dict[str, Any]
 Value = Callable[[dict[str, Any]], float | None]
 
@@ -65,6 +85,11 @@ def per_second(result: dict[str, Any]) -> float | None:
     return result.get("sustained_per_second") or result.get("events_per_second")
 
 
+def cpu_ms(process: str) -> Value:
+    """Of a process, for each answer; with usage beside, what that costs is in it."""
+    return lambda result: (cpu := result.get(f"{process}_cpu_seconds")) and 1000 * cpu / result["answered"]
+
+
 def number(value: float | None) -> str:
     if value is None:
         return "–"
@@ -76,6 +101,10 @@ def shown(found: tuple[float, float, float] | None) -> str:
         return "–"
     median, least, most = found
     return number(median) if least == most else f"{number(median)} ({number(least)}–{number(most)})"
+
+
+def shown_median(found: tuple[float, float, float] | None) -> str:
+    return "–" if found is None else number(found[0])
 
 
 # ---- plots ----
@@ -192,7 +221,7 @@ def decisions_part(found: dict[str, Subject]) -> str:
         "A call is a reservation, then its settlement. Circles are p50, triangles p99, squares p99.9 of the",
         "reservation, from when it was due until its answer; the dotted line is the p50 of a bare request and",
         "reply over the same broker. Tallygate looks at a rate limit, six budgets, an allowance and credits,",
-        "journals the decision and reads it back. Redis runs one script on one counter and writes nothing to disk;",
+        "journals the decision. Redis runs one script on one counter and writes nothing to disk;",
         "Postgres locks a row and writes a ledger row, on disk at each commit.\n",
     ]
     for name, subject in found.items():
@@ -205,10 +234,41 @@ def decisions_part(found: dict[str, Subject]) -> str:
             if each.startswith("tallygate"):
                 over = number(max(r[each]["overdraft"] for r in subject["rounds"] if each in r))
             asked = f"{number(sums['sent'])} / {number(sums['answered'])}"
-            rows.append([NAMES[each], *figures, answers, asked, over])
+            costs = " / ".join(shown_median(spread(subject, each, cpu_ms(process))) for process in PROCESSES)
+            rows.append([NAMES[each], *figures, answers, asked, over, costs if each.startswith("tallygate") else "–"])
         head = [LATENCIES[name], "p50, ms", "p99", "p99.9", "answers/s", "sent / answered", "overdraft"]
+        head.append("CPU ms an answer: worker / broker / sink / client")
         parts.append(table(head, rows))
     return "\n".join(parts)
+
+
+def goals_part(found: dict[str, Subject]) -> str:
+    """What Tallygate wants to reach on two shared cores and one broker, and what the rounds' median is."""
+    rows = []
+    for text, subject, contender, name, asked in GOALS:
+        got = spread(found[subject], contender, key(name)) if subject in found else None
+        if got is not None:
+            least = name.endswith(("per_second", "per_cpu_second"))
+            reached = got[0] >= asked if least else got[0] <= asked
+            wanted = f"{'≥' if least else '≤'} {number(asked)}"
+            rows.append([text, wanted, number(got[0]), "yes" if reached else "no"])
+    if "growth" in found:
+        worst = max(run["times_the_first"] for each in found["growth"]["rounds"] for run in each["tallygate"]["runs"])
+        rows.append(["growth: cost of an event, × the first", "≤ 1.3", number(worst), "yes" if worst <= 1.3 else "no"])
+    head = table(["goal, on two cores", "asked", "measured, median", "reached"], rows)
+    return f"## Goals\n\n{head}\nWhat stands in the way of the rest, and what was tried: [limits.md](limits.md).\n"
+
+
+def leases_part(subject: Subject) -> str:
+    levels = ("p50", "p99", "p999")
+    rows = [
+        ["Tallygate, lease", *(shown(spread(subject, "tallygate", key(f"{level}_us"))) for level in levels)],
+        [
+            "a counter in the process",
+            *(shown(spread(subject, "tallygate", key(f"peer_{level}_us"))) for level in levels),
+        ],
+    ]
+    return "## Leases\n\n" + table(["a take, µs", "p50", "p99", "p99.9"], rows)
 
 
 def sink_part(subject: Subject) -> str:
@@ -261,14 +321,17 @@ def main() -> None:
     parser.add_argument("--png", type=Path, metavar="FOLDER", help="the plots as pictures there, too")
     options = parser.parse_args()
     folder: Path = options.folder
-    names = ("usage", *LATENCIES, "sink", "growth")
+    names = ("usage", *LATENCIES, "leases", "sink", "growth")
     found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
+    found = {name: subject for name, subject in found.items() if "rounds" in subject}
     parts = [
         "# What was measured\n",
         "Made by `make bench` from the JSON files beside it. Contenders took turns, round by round, each on a",
         "broker or server of its own; all are on loopback. Compare within a result, not across them: other",
         "programs ran meanwhile, as the load averages say.\n",
     ]
+    if found:
+        parts.append(goals_part(found))
     if "usage" in found:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
         bars(left, found["usage"], per_second, "events a second")
@@ -283,6 +346,8 @@ def main() -> None:
             latencies(axis, subject, LATENCIES[name])
         save(figure, "decisions", folder, options.png)
         parts.append(decisions_part(decisions))
+    if "leases" in found:
+        parts.append(leases_part(found["leases"]))
     if "sink" in found:
         parts.append(sink_part(found["sink"]))
     if "growth" in found:
