@@ -58,7 +58,7 @@ def test_every_block_of_the_page_does_what_it_says(place: Place, page: str) -> N
         ("```bash\nfalse\n```\n", "page.md:1: it ended with 1"),
         ("```bash exit=1\ntrue\n```\n", "page.md:1: it ended with 0"),
         ("```bash\necho a\n```\n\n```text\nb\n```\n", "page.md:5: it printed:\na"),
-        ("```bash\ntallygate balance nobody --json\n```\n", "page.md:1: it ended with"),
+        ("```bash\ntallygate balance stranger\n```\n", "page.md:1: it ended with"),
         ("```python\nawait no_such_name()\n```\n", "page.md:1: NameError"),
         ("```python\nprint(1)\n```\n\n```json\n2\n```\n", "page.md:5: \\$ is 1"),
     ],
