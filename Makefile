@@ -66,7 +66,7 @@ schemas: install ## regenerate the JSON Schemas and golden files after a change 
 	$(BIN)/python -m tallygate.schemas.export
 
 docs: install ## the documentation in docs/site; a broken link fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 	@echo docs/site/index.html
 
 format: install ## let ruff format and fix

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import tallygate.topologies
-from doc_blocks import blocks_of, pages_in
+from doc_blocks import DocError, blocks_of, pages_in
 from doc_runner import Place, Reading, page_environment
 from fake_provider import fake_provider
 from gateway_stack import gateway_stack
@@ -50,3 +50,19 @@ def test_every_block_of_the_page_does_what_it_says(place: Place, page: str) -> N
     with Reading(place, page, PAGES[page]) as reading:
         reading.run()
     assert reading.done == blocks_of(page, PAGES[page])
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ("```bash\nfalse\n```\n", "page.md:1: it ended with 1"),
+        ("```bash exit=1\ntrue\n```\n", "page.md:1: it ended with 0"),
+        ("```bash\necho a\n```\n\n```text\nb\n```\n", "page.md:5: it printed:\na"),
+        ("```bash\ntallygate balance stranger\n```\n", "page.md:1: it ended with"),
+        ("```python\nawait no_such_name()\n```\n", "page.md:1: NameError"),
+        ("```python\nprint(1)\n```\n\n```json\n2\n```\n", "page.md:5: \\$ is 1"),
+    ],
+)
+def test_a_page_that_is_wrong_fails(place: Place, page: str, says: str) -> None:
+    with pytest.raises(DocError, match=says), Reading(place, "page.md", page) as reading:
+        reading.run()

@@ -3,12 +3,14 @@
 import html.parser
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from doc_blocks import blocks_of, check_elsewhere
 from tallygate.schemas.requests import OPS
@@ -18,23 +20,16 @@ from tallygate.topologies.settings import Settings
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def build(config: Path, into: Path) -> "subprocess.CompletedProcess[str]":
+    """As `make docs` does. Never with --quiet, under which mkdocs counts no warnings: nothing would be strict."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(into)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in strict mode: a broken link, a missing anchor or a page that is in no menu fails."""
     folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "-q",
-        "-f",
-        str(DOCS / "mkdocs.yml"),
-        "-d",
-        str(folder),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    ran = build(DOCS / "mkdocs.yml", folder)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder
 
@@ -64,6 +59,27 @@ class Loads(html.parser.HTMLParser):
             self.found.append(given["src"])
         if tag == "link" and given.get("rel") in ("stylesheet", "icon", "preconnect", "preload") and given.get("href"):
             self.found.append(given["href"])
+
+
+def test_a_broken_link_a_missing_anchor_and_a_page_in_no_menu_fail(tmp_path: Path) -> None:
+    shutil.copytree(DOCS / "pages", tmp_path / "pages")
+    (tmp_path / "pages" / "forgotten.md").write_text("# Forgotten\n")
+    with (tmp_path / "pages" / "index.md").open("a") as page:
+        page.write("\n[one](no-such-page.md) [two](concepts.md#no-such-heading)\n")
+    config = {
+        "INHERIT": str(DOCS / "mkdocs.yml"),
+        "docs_dir": str(tmp_path / "pages"),
+        "hooks": [str(DOCS / "site_hooks.py")],
+    }
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(config))
+    ran = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert ran.returncode == 1
+    for wrong in ("no-such-page.md", "no-such-heading", "forgotten.md", "Aborted with 3 warnings"):
+        assert wrong in ran.stderr + ran.stdout
+
+
+def test_make_builds_it_as_this_does() -> None:
+    assert "mkdocs build --strict -f docs/mkdocs.yml\n" in (DOCS.parent / "Makefile").read_text()
 
 
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
