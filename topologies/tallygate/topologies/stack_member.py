@@ -6,14 +6,11 @@ says; settings may be secrets, so they are not on the command line.
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
 from tallygate.topologies.settings import load_settings
 
-#: On a machine that is short of processors the figures may come later, the answers not.
-_SINK_NICE = 5
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -29,7 +26,6 @@ def main(role: str, settings_file: str) -> int:
 
         return run_gateway(settings)
     assert role == "sink", role
-    os.nice(_SINK_NICE)
     from tallygate.topologies.sink import run_sink
 
     return run_sink(settings)
