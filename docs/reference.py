@@ -41,7 +41,9 @@ def generated() -> dict[str, str | bytes]:
         "reference/settings.md": "\n".join(_settings()),
         "reference/metrics.md": "\n".join(_metrics()),
         "reference/measurements.md": (_RESULTS / "README.md").read_text(),
+        "reference/limits.md": (_RESULTS / "limits.md").read_text().replace("README.md", "measurements.md"),
         **{f"reference/{path.name}": path.read_bytes() for path in sorted(_RESULTS.glob("*.svg"))},
+        **{f"reference/{path.name}": path.read_bytes() for path in sorted(_RESULTS.glob("*-profile.txt"))},
     }
 
 
