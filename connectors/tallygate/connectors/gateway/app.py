@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -44,9 +45,24 @@ def build_app(gateway: Gateway) -> ASGIApp:
     return Router(routes, redirect_slashes=False, default=_Nothing(gateway))
 
 
+class _AnyText(Convertor[str]):
+    """A name, whatever is in it: slashes, which are not told from those of the path, and line feeds."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyText())
+
+
 def route_path(path: str) -> str:
-    """As Starlette writes it. A customer's name may hold slashes, which are not told from those of the path."""
-    return _PARAMETER.sub(r"{\1:path}", path)
+    """As Starlette writes it."""
+    return _PARAMETER.sub(r"{\1:any}", path)
 
 
 async def authenticate(gateway: Gateway, request: Request, scope: keys.Scope) -> KeyRecord:
