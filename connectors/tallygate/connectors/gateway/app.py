@@ -46,7 +46,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
 
 
 class _AnyText(Convertor[str]):
-    """A name, whatever is in it: slashes, which are not told from those of the path, and line feeds."""
+    """A name, whatever is in it: slashes, which are not told from those of the path, and what a name may not hold."""
 
     regex = "(?s:.*)"
 
