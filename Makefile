@@ -56,7 +56,7 @@ chaos: install ## kill, pause and break everything under load: KILLS=20 SEED=1; 
 demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
 	$(BIN)/tallygate demo
 
-bench: install ## Tallygate and its peers measured, three rounds each, about half an hour; pages and plots in load-tests/results
+bench: install ## Tallygate and its peers measured, three rounds each, about an hour; pages and plots in load-tests/results
 	$(BIN)/python load-tests/compare.py all
 
 up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
