@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -45,16 +45,10 @@ def build_app(gateway: Gateway) -> ASGIApp:
     return Router(routes, redirect_slashes=False, default=_Nothing(gateway))
 
 
-class _AnyText(Convertor[str]):
+class _AnyText(PathConvertor):
     """A name, whatever is in it: slashes, which are not told from those of the path, and what a name may not hold."""
 
     regex = "(?s:.*)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("any", _AnyText())
