@@ -53,13 +53,13 @@ SEED  ?= 1
 chaos: install ## kill, pause and break everything under load: KILLS=20 SEED=1; ends with one JSON line
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED)
 
-demo: install ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
+demo: $(STAMP) ## 28 185 real LLM calls through Kafka, Faust, RocksDB and ClickHouse; a runaway agent stopped
 	$(BIN)/tallygate demo
 
-bench: install ## Tallygate and its peers measured, three rounds each, about an hour; pages and plots in load-tests/results
+bench: $(STAMP) ## Tallygate and its peers measured, three rounds each, about an hour; pages and plots in load-tests/results
 	$(BIN)/python load-tests/compare.py all
 
-up: install ## a broker, a worker and a sink on this machine, until Ctrl-C
+up: $(STAMP) ## a broker, a worker and a sink on this machine, until Ctrl-C
 	$(BIN)/tallygate up
 
 schemas: install ## regenerate the JSON Schemas and golden files after a change of the vocabulary
